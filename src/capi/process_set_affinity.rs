@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The CPUs that a thread may run on.
+
+use std::ffi::c_void;
+
+use libc::{c_int, c_uchar, c_uint, pid_t};
+
+use super::types::{_virConnect, virInternalFreeCallback};
+use super::{perform, set_handler, symver};
+use crate::kernel::affinity::CpuMap;
+use crate::kernel::process::{Pid, Task};
+use crate::operation::process_set_affinity::{KIND, ProcessSetAffinity};
+use crate::registry::Code;
+
+/**
+ * VIR_INTERNAL_CPUMAP_MAX:
+ *
+ * The longest map of CPUs in bytes: 262144 CPUs.
+ *
+ * Since: 0.1.0
+ */
+pub const VIR_INTERNAL_CPUMAP_MAX: c_int = 32768;
+
+/**
+ * VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION:
+ *
+ * The version of virInternalProcessSetAffinity() that this header is for: give it to
+ * virInternalSetProcessSetAffinityHandler().
+ *
+ * Since: 0.1.0
+ */
+pub const VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION: c_uint = 1;
+
+/**
+ * virInternalSetAffinityHandler:
+ * @pid: the process
+ * @tid: one of its threads; the same as @pid for its first
+ * @cpumap: the CPUs, as in virDomainPinVcpu()
+ * @maplen: its length in bytes
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetAffinity(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetAffinity() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
+ */
+pub type virInternalSetAffinityHandler = Option<
+    unsafe extern "C-unwind" fn(
+        pid: pid_t,
+        tid: pid_t,
+        cpumap: *const c_uchar,
+        maplen: c_int,
+        opaque: *mut c_void,
+    ) -> c_int,
+>;
+
+/**
+ * virInternalProcessSetAffinity:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @tid: one of its threads; the same as @pid for its first
+ * @cpumap: the CPUs, as in virDomainPinVcpu(): bit n % 8 of byte n / 8 is CPU n
+ * @maplen: its length in bytes, 1 to VIR_INTERNAL_CPUMAP_MAX
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Sets the CPUs that one thread may run on, as libvirt's
+ * virProcessSetAffinity() does. CPUs that the machine does not have, or that
+ * the thread's cpuset does not allow, are left out by the kernel; none at all
+ * is an error (EINVAL). @tid must be a thread of @pid, before and after.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
+ */
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn virInternalProcessSetAffinity(
+    conn: *mut _virConnect,
+    pid: pid_t,
+    tid: pid_t,
+    cpumap: *const c_uchar,
+    maplen: c_int,
+    flags: c_uint,
+) -> c_int {
+    perform(&KIND, conn, flags, || {
+        let task = Task::new(Pid::new(pid)?, tid)?;
+        // SAFETY: the caller's word that the map is as long as it says.
+        let cpumap = unsafe { CpuMap::new(cpumap, maplen) }?;
+        Ok(ProcessSetAffinity { task, cpumap })
+    })
+}
+symver!(virInternalProcessSetAffinity);
+
+/**
+ * virInternalSetProcessSetAffinityHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetAffinity(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
+ */
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn virInternalSetProcessSetAffinityHandler(
+    conn: *mut _virConnect,
+    version: c_uint,
+    handler: virInternalSetAffinityHandler,
+    opaque: *mut c_void,
+    freecb: virInternalFreeCallback,
+    flags: c_uint,
+) -> c_int {
+    let code = handler.map(|handler| handler as Code);
+    set_handler(&KIND, conn, version, code, opaque, freecb, flags)
+}
+symver!(virInternalSetProcessSetAffinityHandler);

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What went wrong, as a code, an errno and a sentence.
+//!
+//! An error carries its message in a buffer of its own: it is also made in
+//! forked children, where nothing may be allocated.
+
+use std::fmt::{self, Write};
+
+use libc::c_int;
+use nix::errno::Errno;
+
+/// What kind of error it is: the `code` of a `virInternalError`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum virInternalErrorCode {
+    /// An argument is not what the operation takes (EINVAL)
+    VIR_INTERNAL_ERR_INVALID_ARG = 1,
+    /// The handler was made for another version (EPROTONOSUPPORT)
+    VIR_INTERNAL_ERR_VERSION = 2,
+    /// The process or thread is not there, or went away (ESRCH)
+    VIR_INTERNAL_ERR_NO_PROCESS = 3,
+    /// The delegate's policy does not allow it (EPERM)
+    VIR_INTERNAL_ERR_REFUSED = 4,
+    /// The handler, the delegate or the kernel failed (its errno)
+    VIR_INTERNAL_ERR_FAILED = 5,
+    /// It was said to be done, the kernel says otherwise (EREMOTEIO)
+    VIR_INTERNAL_ERR_READ_BACK = 6,
+    /// The delegate cannot be reached (ECONNREFUSED)
+    VIR_INTERNAL_ERR_UNREACHABLE = 7,
+    /// The delegate was not reached in time (ETIMEDOUT)
+    VIR_INTERNAL_ERR_TIMEOUT = 8,
+    /// Sent to the delegate, never answered (EINPROGRESS)
+    VIR_INTERNAL_ERR_UNKNOWN_OUTCOME = 9,
+    /// Not possible in a forked child (ECHILD)
+    VIR_INTERNAL_ERR_FORKED = 10,
+    /// Not supported here (ENOSYS)
+    VIR_INTERNAL_ERR_UNSUPPORTED = 11,
+}
+
+pub(crate) use virInternalErrorCode as Code;
+
+/// The longest message in bytes, its end not counted.
+const MESSAGE_MAX: usize = 503;
+
+/// A C string of limited length, written without allocation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Message {
+    length: u16,
+    text: [u8; MESSAGE_MAX + 1],
+}
+
+impl Message {
+    pub(crate) const EMPTY: Message = Message {
+        length: 0,
+        text: [0; MESSAGE_MAX + 1],
+    };
+
+    pub(crate) fn new(text: fmt::Arguments<'_>) -> Self {
+        let mut message = Message::EMPTY;
+        // It always fits: what is too long ends in "...".
+        let _ = message.write_fmt(text);
+        message
+    }
+
+    /// The message as a C string, which lives as long as the message does.
+    pub(crate) fn as_ptr(&self) -> *const libc::c_char {
+        self.text.as_ptr().cast()
+    }
+
+    fn as_str(&self) -> &str {
+        str::from_utf8(&self.text[..usize::from(self.length)]).unwrap_or("(not UTF-8)")
+    }
+}
+
+impl Write for Message {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        const CUT: &[u8] = b"...";
+        let start = usize::from(self.length);
+        if text.len() <= MESSAGE_MAX - start {
+            self.text[start..start + text.len()].copy_from_slice(text.as_bytes());
+            self.length += text.len() as u16;
+            return Ok(());
+        }
+        let mut end = (MESSAGE_MAX - CUT.len()).saturating_sub(start);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.text[start..start + end].copy_from_slice(&text.as_bytes()[..end]);
+        let end = (start + end).min(MESSAGE_MAX - CUT.len());
+        self.text[end..end + CUT.len()].copy_from_slice(CUT);
+        self.length = (end + CUT.len()) as u16;
+        Err(fmt::Error)
+    }
+}
+
+/// Why a call failed.
+#[derive(Clone, Copy)]
+pub struct Error {
+    pub(crate) code: Code,
+    pub(crate) errnum: c_int,
+    pub(crate) message: Message,
+}
+
+/// What every part of the library returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    #[cold]
+    fn new(code: Code, errnum: c_int, text: fmt::Arguments<'_>) -> Self {
+        Error {
+            code,
+            errnum,
+            message: Message::new(text),
+        }
+    }
+
+    /// An argument that the operation does not take.
+    pub(crate) fn invalid(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_INVALID_ARG, libc::EINVAL, text)
+    }
+
+    /// A handler made for another version of the operation.
+    pub(crate) fn version(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_VERSION, libc::EPROTONOSUPPORT, text)
+    }
+
+    /// A process or thread that is not there (any more).
+    pub(crate) fn no_process(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_NO_PROCESS, libc::ESRCH, text)
+    }
+
+    /// The kernel, or who acted in its stead, failed with `errnum`, which is
+    /// put behind the text in words.
+    pub(crate) fn failed(errnum: Errno, text: fmt::Arguments<'_>) -> Self {
+        Self::new(
+            Code::VIR_INTERNAL_ERR_FAILED,
+            errnum as c_int,
+            format_args!("{text}: {}", errnum.desc()),
+        )
+    }
+
+    /// As [`failed`](Self::failed), but for ESRCH, which says that the
+    /// process is not there.
+    pub(crate) fn from_kernel(errnum: Errno, text: fmt::Arguments<'_>) -> Self {
+        let error = Self::failed(errnum, text);
+        match errnum {
+            Errno::ESRCH => Error {
+                code: Code::VIR_INTERNAL_ERR_NO_PROCESS,
+                ..error
+            },
+            _ => error,
+        }
+    }
+
+    /// The kernel's state is not what it was said to be.
+    pub(crate) fn read_back(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_READ_BACK, libc::EREMOTEIO, text)
+    }
+
+    /// Something that a forked child cannot do.
+    pub(crate) fn forked(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_FORKED, libc::ECHILD, text)
+    }
+
+    /// With an errno that may be none of those that have a name.
+    pub(crate) fn with_errnum(self, errnum: c_int) -> Self {
+        Error { errnum, ..self }
+    }
+
+    /// The kind of error.
+    pub fn code(&self) -> virInternalErrorCode {
+        self.code
+    }
+
+    /// The errno that goes with it.
+    pub fn errnum(&self) -> c_int {
+        self.errnum
+    }
+
+    /// The sentence that says what happened.
+    pub fn message(&self) -> &str {
+        self.message.as_str()
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ({}): {}", self.code, self.errnum, self.message())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_too_long_ends_in_dots_and_fits() {
+        for length in MESSAGE_MAX - 5..MESSAGE_MAX + 5 {
+            let long = "x".repeat(length);
+            let message = Message::new(format_args!("{long}"));
+            if length <= MESSAGE_MAX {
+                assert_eq!(message.as_str(), long);
+            } else {
+                assert_eq!(message.as_str().len(), MESSAGE_MAX);
+                assert!(message.as_str().ends_with("x..."));
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_is_cut_between_pieces_and_between_characters() {
+        let first = "x".repeat(MESSAGE_MAX - 1);
+        let message = Message::new(format_args!("{first}{}", "yz"));
+        assert!(message.as_str().ends_with("x..."), "{}", message.as_str());
+        let umlauts = "ü".repeat(MESSAGE_MAX);
+        let message = Message::new(format_args!("{umlauts}"));
+        assert!(message.as_str().ends_with("ü..."), "{}", message.as_str());
+    }
+
+    #[test]
+    fn an_error_of_the_kernel_names_its_errno_in_words() {
+        let error = Error::failed(Errno::EPERM, format_args!("cannot limit"));
+        assert_eq!(error.message(), "cannot limit: Operation not permitted");
+        assert_eq!(error.errnum(), libc::EPERM);
+    }
+}

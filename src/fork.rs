@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Whether this is the process that first used the library, or a child of it.
+//!
+//! A forked child has one thread, and whatever lock another thread held when
+//! it was forked stays locked for ever. pthread_atfork() is not run by a raw
+//! clone(). So the first use of the library makes a mapping that the kernel
+//! wipes in children (MADV_WIPEONFORK, Linux 4.14), and every entry reads it.
+//!
+//! A child of vfork(), or of clone() with CLONE_VM, shares the memory and
+//! finds nothing wiped: only getpid() tells it from its parent. That is a
+//! system call, so [`is_child`] is asked where handlers, locks or errors are
+//! touched, and the way that ends in one system call does not ask.
+
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+use crate::thread::ChildThreads;
+
+/// What is in the mapping; all zeros in a forked child. Nothing but zeros may
+/// be needed to make it valid.
+pub(crate) struct Page {
+    /// The process that made it.
+    owner: AtomicI32,
+    /// The threads of children, which cannot use thread-local storage: its
+    /// first use may allocate.
+    pub(crate) threads: ChildThreads,
+}
+
+static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+
+/// The mapping. Made by the first call, without a lock.
+#[inline(always)]
+pub(crate) fn page() -> Result<&'static Page> {
+    let page = PAGE.load(Ordering::Acquire);
+    // SAFETY: null, or a mapping that `make` published and nobody unmaps.
+    match unsafe { page.as_ref() } {
+        Some(page) => Ok(page),
+        None => make(),
+    }
+}
+
+impl Page {
+    /// Whether the kernel wiped the mapping: a child that has memory of its
+    /// own. Costs one read.
+    #[inline(always)]
+    pub(crate) fn is_wiped(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) == 0
+    }
+
+    /// The process that made the mapping; 0 in a child with own memory.
+    #[inline(always)]
+    pub(crate) fn owner(&self) -> libc::pid_t {
+        self.owner.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is a child of any kind. Costs a system call.
+    pub(crate) fn is_child(&self) -> bool {
+        self.is_wiped() || self.owner() != getpid()
+    }
+}
+
+/// The caller's pid, asked afresh: what was stored before a vfork() is wrong.
+pub(crate) fn getpid() -> libc::pid_t {
+    // SAFETY: getpid() has no arguments and cannot fail.
+    unsafe { libc::getpid() }
+}
+
+#[cold]
+fn make() -> Result<&'static Page> {
+    let size = size_of::<Page>();
+    // SAFETY: a new private mapping touches nobody's memory.
+    let mapping = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if mapping == libc::MAP_FAILED {
+        return Err(Error::failed(
+            Errno::last(),
+            format_args!("cannot map {size} bytes for the library's own use"),
+        ));
+    }
+    // SAFETY: the mapping made above.
+    if unsafe { libc::madvise(mapping, size, libc::MADV_WIPEONFORK) } != 0 {
+        let errnum = Errno::last();
+        // SAFETY: the mapping made above, which nobody else knows of.
+        unsafe { libc::munmap(mapping, size) };
+        return Err(Error::failed(
+            errnum,
+            format_args!("cannot have memory wiped on fork"),
+        ));
+    }
+    let page = mapping.cast::<Page>();
+    // SAFETY: large enough, aligned to a page, and all zeros are valid.
+    unsafe { &*page }.owner.store(getpid(), Ordering::Relaxed);
+    let published =
+        PAGE.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire);
+    match published {
+        // SAFETY: published, and never unmapped.
+        Ok(_) => Ok(unsafe { &*page }),
+        Err(other) => {
+            // SAFETY: another thread was first; nobody knows of this mapping,
+            // and nobody unmaps the other one.
+            unsafe {
+                libc::munmap(mapping, size);
+                Ok(&*other)
+            }
+        }
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The CPUs that a thread may run on.
+
+use std::fmt;
+
+use nix::errno::Errno;
+
+use super::check;
+use crate::capi::process_set_affinity::VIR_INTERNAL_CPUMAP_MAX;
+use crate::error::{Error, Result};
+
+/// The longest map: 262144 CPUs, which libvirt calls enough for anyone.
+const BYTES_MAX: usize = VIR_INTERNAL_CPUMAP_MAX as usize;
+
+/// The first size of a mask: glibc's 1024 CPUs.
+const BYTES_FIRST: usize = 128;
+
+/// libvirt's map of CPUs: bit `n % 8` of byte `n / 8` is CPU n.
+#[derive(Clone, Copy)]
+pub(crate) struct CpuMap<'a>(&'a [u8]);
+
+impl<'a> CpuMap<'a> {
+    /// # Safety
+    /// `map` is NULL or points to `length` bytes that nobody writes for 'a.
+    #[inline(always)]
+    pub(crate) unsafe fn new(map: *const u8, length: libc::c_int) -> Result<CpuMap<'a>> {
+        let bytes = match usize::try_from(length) {
+            Ok(bytes @ 1..=BYTES_MAX) => bytes,
+            _ => {
+                return Err(Error::invalid(format_args!(
+                    "maplen {length} is out of range [1, {BYTES_MAX}]"
+                )));
+            }
+        };
+        if map.is_null() {
+            return Err(Error::invalid(format_args!("cpumap is NULL")));
+        }
+        // SAFETY: not NULL, and the caller's word for the length.
+        Ok(CpuMap(unsafe { std::slice::from_raw_parts(map, bytes) }))
+    }
+
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn require_a_cpu(&self) -> Result<()> {
+        match self.0.iter().any(|&byte| byte != 0) {
+            true => Ok(()),
+            false => Err(Error::invalid(format_args!("cpumap names no CPU"))),
+        }
+    }
+
+    /// Whether each CPU of `mask` is one of this map's, and there is one.
+    fn covers(&self, mask: &[u8]) -> bool {
+        let asked = |index| self.0.get(index).copied().unwrap_or(0);
+        mask.iter().any(|&byte| byte != 0)
+            && mask
+                .iter()
+                .enumerate()
+                .all(|(index, &byte)| byte & !asked(index) == 0)
+    }
+}
+
+/// As taskset says it: "0-3,8". What is too long for a message ends in dots.
+impl fmt::Display for CpuMap<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const RANGES_MAX: usize = 16;
+        let has = |cpu: usize| {
+            self.0
+                .get(cpu / 8)
+                .is_some_and(|byte| byte >> (cpu % 8) & 1 != 0)
+        };
+        let end = self.0.len() * 8;
+        let (mut cpu, mut ranges) = (0, 0);
+        while let Some(first) = (cpu..end).find(|&cpu| has(cpu)) {
+            let last = (first..end)
+                .take_while(|&cpu| has(cpu))
+                .last()
+                .unwrap_or(first);
+            let comma = if ranges == 0 { "CPUs " } else { "," };
+            if ranges == RANGES_MAX {
+                return f.write_str(",...");
+            }
+            match last {
+                _ if last == first => write!(f, "{comma}{first}")?,
+                _ => write!(f, "{comma}{first}-{last}")?,
+            }
+            (cpu, ranges) = (last + 1, ranges + 1);
+        }
+        match ranges {
+            0 => f.write_str("no CPU"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where the kernel, which has a mask of longs, keeps byte `index` of a map.
+fn in_kernel(index: usize) -> usize {
+    match cfg!(target_endian = "big") {
+        true => index ^ (size_of::<libc::c_ulong>() - 1),
+        false => index,
+    }
+}
+
+/// Sets the CPUs of a thread.
+#[inline(always)]
+pub(crate) fn set(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<(), Errno> {
+    if cfg!(target_endian = "little") {
+        match set_mask(tid, map.0) {
+            Err(Errno::EINVAL) => {}
+            done => return done,
+        }
+    }
+    set_widened(tid, map)
+}
+
+#[inline(always)]
+fn set_mask(tid: libc::pid_t, mask: &[u8]) -> std::result::Result<(), Errno> {
+    // SAFETY: the kernel reads as many bytes as the mask has, at any address.
+    let set = unsafe { libc::sched_setaffinity(tid, mask.len(), mask.as_ptr().cast()) };
+    match set {
+        -1 => Err(Errno::last()),
+        _ => Ok(()),
+    }
+}
+
+/// There is no way to ask for the size of the kernel's mask but to try, and
+/// to widen on EINVAL: up to four times, as libvirt's virProcessSetAffinity.
+#[cold]
+#[inline(never)]
+fn set_widened(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<(), Errno> {
+    let mut mask = [0; BYTES_MAX];
+    for (index, &byte) in map.0.iter().enumerate() {
+        mask[in_kernel(index)] = byte;
+    }
+    sizes(map.0.len())
+        .map(|size| set_mask(tid, &mask[..size]))
+        .find(|set| *set != Err(Errno::EINVAL))
+        .unwrap_or(Err(Errno::EINVAL))
+}
+
+/// The sizes to try for a map of `length` bytes.
+fn sizes(length: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(BYTES_FIRST), |size| Some(size * 4))
+        .take_while(|size| *size <= BYTES_MAX)
+        .filter(move |size| *size >= length)
+}
+
+/// Whether the thread's CPUs are a non-empty subset of the map: a cpuset may
+/// have narrowed them.
+pub(crate) fn is_within(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<bool, Errno> {
+    let mut mask = [0; BYTES_MAX];
+    let length = get_mask(tid, &mut mask)?;
+    let mut bytes = [0; BYTES_MAX];
+    for index in 0..length {
+        bytes[index] = mask[in_kernel(index)];
+    }
+    Ok(map.covers(&bytes[..length]))
+}
+
+/// Fills `mask` as the kernel has it, and returns how much of it that is.
+fn get_mask(tid: libc::pid_t, mask: &mut [u8; BYTES_MAX]) -> std::result::Result<usize, Errno> {
+    let mut last = Err(Errno::EINVAL);
+    for size in sizes(0) {
+        // SAFETY: the kernel writes at most `size` bytes. (The system call
+        // says how many it wrote; glibc's wrapper does not.)
+        last = check(unsafe {
+            libc::syscall(libc::SYS_sched_getaffinity, tid, size, mask.as_mut_ptr())
+        });
+        if last != Err(Errno::EINVAL) {
+            break;
+        }
+    }
+    last.map(|length| length as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covers(map: &[u8], mask: &[u8]) -> bool {
+        CpuMap(map).covers(mask)
+    }
+
+    #[test]
+    fn a_subset_that_is_not_empty_is_what_was_asked_for() {
+        assert!(covers(&[0b0110], &[0b0110]));
+        assert!(covers(&[0b0110], &[0b0010]));
+        assert!(covers(&[0b0110], &[0b0010, 0, 0]));
+        assert!(covers(&[0, 1, 0], &[0, 1]));
+        assert!(!covers(&[0b0110], &[0]));
+        assert!(!covers(&[0b0110], &[0b0111]));
+        assert!(!covers(&[0b0110], &[0b0010, 1]));
+    }
+
+    #[test]
+    fn a_mask_is_widened_up_to_four_times_and_never_cuts_the_map() {
+        let sizes = |length| super::sizes(length).collect::<Vec<_>>();
+        assert_eq!(sizes(1), [128, 512, 2048, 8192, 32768]);
+        assert_eq!(sizes(129), [512, 2048, 8192, 32768]);
+        assert_eq!(sizes(BYTES_MAX), [32768]);
+    }
+}

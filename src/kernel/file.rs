@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Small files of /proc and cgroupfs, without allocation.
+
+use std::ffi::CStr;
+use std::fmt::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::check;
+
+/// Opens `name` below `directory`, close-on-exec.
+pub(crate) fn open_at(
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    flags: libc::c_int,
+) -> Result<OwnedFd, Errno> {
+    // SAFETY: the name is a C string; without O_CREAT there is no mode.
+    let fd = check(unsafe {
+        libc::openat(
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            flags | libc::O_CLOEXEC,
+        )
+    })?;
+    // SAFETY: just opened, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Opens a path, close-on-exec.
+pub(crate) fn open(path: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: AT_FDCWD is no descriptor that could be closed.
+    open_at(
+        unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) },
+        path,
+        flags,
+    )
+}
+
+/// Reads at most as much as fits; 0 at the end.
+pub(crate) fn read(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the kernel writes at most the buffer's length.
+        let read = check(unsafe {
+            libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) as i64
+        });
+        match read {
+            Err(Errno::EINTR) => {}
+            read => return read.map(|length| length as usize),
+        }
+    }
+}
+
+/// Writes all of it in one call, as control files want it.
+pub(crate) fn write(file: &OwnedFd, text: &[u8]) -> Result<(), Errno> {
+    loop {
+        // SAFETY: the kernel reads at most the text's length.
+        let written = check(unsafe {
+            libc::write(file.as_raw_fd(), text.as_ptr().cast(), text.len()) as i64
+        });
+        match written {
+            Err(Errno::EINTR) => {}
+            Ok(length) if length as usize != text.len() => return Err(Errno::EIO),
+            written => return written.map(|_| ()),
+        }
+    }
+}
+
+/// A short text, made without allocation: the path of a file in /proc, or the
+/// number that a control file takes.
+pub(crate) struct Text<const SIZE: usize = 64> {
+    length: usize,
+    bytes: [u8; SIZE],
+}
+
+impl<const SIZE: usize> Text<SIZE> {
+    /// The text and a NUL behind it must fit: whoever calls this knows the
+    /// longest that can be.
+    pub(crate) fn new(text: fmt::Arguments<'_>) -> Self {
+        let mut made = Text {
+            length: 0,
+            bytes: [0; SIZE],
+        };
+        let fits = made.write_fmt(text).is_ok();
+        debug_assert!(fits, "a text of more than {SIZE} bytes");
+        made
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or(c"")
+    }
+}
+
+impl<const SIZE: usize> Write for Text<SIZE> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.length + text.len();
+        if end >= SIZE {
+            return Err(fmt::Error);
+        }
+        self.bytes[self.length..end].copy_from_slice(text.as_bytes());
+        self.length = end;
+        Ok(())
+    }
+}
+
+/// Calls `each` with every number in a file of one number a line, however
+/// long the file is.
+pub(crate) fn for_each_number(file: &OwnedFd, mut each: impl FnMut(u32)) -> Result<(), Errno> {
+    let mut buffer = [0; 4096];
+    let mut number = None;
+    loop {
+        let length = read(file, &mut buffer)?;
+        for &byte in &buffer[..length] {
+            match byte {
+                b'0'..=b'9' => {
+                    let digit = u32::from(byte - b'0');
+                    number = Some(number.unwrap_or(0_u32).wrapping_mul(10).wrapping_add(digit));
+                }
+                _ => number.take().into_iter().for_each(&mut each),
+            }
+        }
+        if length == 0 {
+            number.into_iter().for_each(each);
+            return Ok(());
+        }
+    }
+}

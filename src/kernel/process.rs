@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Processes and threads: their ids, to whom a thread belongs, and holding a
+//! process so that its number cannot become another's unnoticed.
+
+use std::fmt;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+use super::check;
+use super::file::{self, Text};
+use crate::error::{Error, Result};
+use crate::thread;
+
+/// The id of a process, greater than 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pid(libc::pid_t);
+
+impl Pid {
+    #[inline(always)]
+    pub(crate) fn new(pid: libc::pid_t) -> Result<Pid> {
+        if pid <= 0 {
+            return Err(Error::invalid(format_args!(
+                "pid {pid} is not the id of a process: it must be 1 or more"
+            )));
+        }
+        Ok(Pid(pid))
+    }
+
+    pub(crate) fn get(self) -> libc::pid_t {
+        self.0
+    }
+
+    /// Fails unless there is such a process.
+    pub(crate) fn require(self) -> Result<()> {
+        match exists(self.0) {
+            true => Ok(()),
+            false => Err(Error::no_process(format_args!(
+                "there is no process {self}"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A thread of a process, by its numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Task {
+    pub(crate) pid: Pid,
+    tid: libc::pid_t,
+}
+
+/// Whose a thread id is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The process's in question.
+    Process,
+    /// Another process's.
+    Other,
+    /// Nobody's: the thread has exited, or never was.
+    Nobody,
+}
+
+impl Task {
+    #[inline(always)]
+    pub(crate) fn new(pid: Pid, tid: libc::pid_t) -> Result<Task> {
+        if tid <= 0 {
+            return Err(Error::invalid(format_args!(
+                "tid {tid} is not the id of a thread: it must be 1 or more"
+            )));
+        }
+        Ok(Task { pid, tid })
+    }
+
+    pub(crate) fn tid(self) -> libc::pid_t {
+        self.tid
+    }
+
+    /// Whose the thread is. A process that does not exist has no threads.
+    pub(crate) fn owner(self) -> Owner {
+        // SAFETY: signal 0 is not sent, it only asks.
+        let asked = unsafe { libc::syscall(libc::SYS_tgkill, self.pid.0, self.tid, 0) };
+        // Whatever else it says, it says of a thread that the process has.
+        match check(asked) {
+            Err(Errno::ESRCH) if exists(self.tid) => Owner::Other,
+            Err(Errno::ESRCH) => Owner::Nobody,
+            _ => Owner::Process,
+        }
+    }
+
+    /// Fails unless the thread is one of the process's.
+    ///
+    /// A process's first thread has the process's id, and a thread that asks
+    /// for itself is there: neither is asked of the kernel.
+    #[inline(always)]
+    pub(crate) fn require(self) -> Result<()> {
+        if self.tid == self.pid.0 || thread::is_own(self.pid.0, self.tid) {
+            return Ok(());
+        }
+        self.require_of_kernel()
+    }
+
+    fn require_of_kernel(self) -> Result<()> {
+        let Task { pid, tid } = self;
+        let owner = self.owner();
+        if owner != Owner::Process {
+            pid.require()?;
+        }
+        match owner {
+            Owner::Process => Ok(()),
+            Owner::Nobody => Err(Error::no_process(format_args!(
+                "process {pid} has no thread {tid}"
+            ))),
+            Owner::Other => Err(Error::invalid(format_args!(
+                "thread {tid} does not belong to process {pid}"
+            ))),
+        }
+    }
+
+    /// Fails unless the thread is still one of the process's.
+    #[inline(always)]
+    pub(crate) fn require_still(self) -> Result<()> {
+        self.require().map_err(|_| self.gone())
+    }
+
+    /// The error when it is not there any more.
+    #[cold]
+    pub(crate) fn gone(self) -> Error {
+        Error::no_process(format_args!("{self} went away meanwhile"))
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tid == self.pid.0 {
+            true => write!(f, "process {}", self.pid),
+            false => write!(f, "thread {} of process {}", self.tid, self.pid),
+        }
+    }
+}
+
+fn exists(id: libc::pid_t) -> bool {
+    // SAFETY: signal 0 is not sent, it only asks.
+    unsafe { libc::kill(id, 0) == 0 || Errno::last() != Errno::ESRCH }
+}
+
+/// A process, and maybe one of its threads, whose ids cannot be given to
+/// another without being noticed as long as this lives.
+pub(crate) struct Held {
+    pid: Pid,
+    process: OwnedFd,
+    thread: Option<(Task, Option<OwnedFd>)>,
+}
+
+impl Held {
+    /// Holds a process.
+    pub(crate) fn process(pid: Pid) -> Result<Held> {
+        Ok(Held {
+            pid,
+            process: open_pidfd(pid)?,
+            thread: None,
+        })
+    }
+
+    /// Holds a process and a thread that must be one of its own.
+    pub(crate) fn task(task: Task) -> Result<Held> {
+        let mut held = Held::process(task.pid)?;
+        if task.tid != task.pid.0 {
+            // Linux 6.9; before that the id alone has to do.
+            let thread = pidfd_open(task.tid, libc::PIDFD_THREAD).ok();
+            task.require()?;
+            held.thread = Some((task, thread));
+        }
+        Ok(held)
+    }
+
+    /// Fails unless all is still there: then the ids have meant the same
+    /// process and thread all the time since they were held.
+    pub(crate) fn require_still(&self) -> Result<()> {
+        if has_exited(&self.process)? {
+            return Err(Error::no_process(format_args!(
+                "process {} went away meanwhile",
+                self.pid
+            )));
+        }
+        let Some((task, pidfd)) = &self.thread else {
+            return Ok(());
+        };
+        match pidfd {
+            Some(pidfd) if has_exited(pidfd)? => Err(task.gone()),
+            _ => task.require_still(),
+        }
+    }
+}
+
+fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> std::result::Result<OwnedFd, Errno> {
+    // SAFETY: numbers only; the kernel returns a new descriptor, close-on-exec.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
+    // SAFETY: just opened, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
+    pidfd_open(pid.0, 0).map_err(|errnum| match errnum {
+        Errno::ESRCH => Error::no_process(format_args!("there is no process {pid}")),
+        // EINVAL until Linux 6.9, ENOENT since.
+        Errno::EINVAL | Errno::ENOENT => Error::invalid(format_args!(
+            "pid {pid} is the id of a thread, not of a process"
+        )),
+        _ => Error::failed(errnum, format_args!("cannot hold process {pid}")),
+    })
+}
+
+/// Whether the process or thread has exited, be it reaped or not.
+fn has_exited(pidfd: &OwnedFd) -> Result<bool> {
+    let mut poll = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    loop {
+        // SAFETY: one pollfd, and no waiting.
+        match check(unsafe { libc::poll(&mut poll, 1, 0) }) {
+            Err(Errno::EINTR) => {}
+            Err(errnum) => {
+                return Err(Error::failed(
+                    errnum,
+                    format_args!("cannot tell whether the process is still there"),
+                ));
+            }
+            Ok(_) if poll.revents & libc::POLLNVAL != 0 => {
+                return Err(Error::read_back(format_args!(
+                    "the descriptor that held the process was closed meanwhile"
+                )));
+            }
+            Ok(ready) => return Ok(ready > 0),
+        }
+    }
+}
+
+/// Calls `each` with the id of every thread of a process.
+pub(crate) fn for_each_thread(
+    pid: Pid,
+    mut each: impl FnMut(libc::pid_t),
+) -> std::result::Result<(), Errno> {
+    let path = Text::<64>::new(format_args!("/proc/{pid}/task"));
+    let directory = file::open(path.as_c_str(), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    // readdir() allocates; getdents64() fills a buffer of ours.
+    #[repr(C, align(8))]
+    struct Entries([u8; 4096]);
+    const NAME: usize = std::mem::offset_of!(libc::dirent64, d_name);
+    const LENGTH: usize = std::mem::offset_of!(libc::dirent64, d_reclen);
+    let mut entries = Entries([0; 4096]);
+    loop {
+        // SAFETY: the kernel writes at most the buffer's length.
+        let length = check(unsafe {
+            libc::syscall(
+                libc::SYS_getdents64,
+                directory.as_raw_fd(),
+                entries.0.as_mut_ptr(),
+                entries.0.len(),
+            )
+        })? as usize;
+        if length == 0 {
+            return Ok(());
+        }
+        let mut rest = &entries.0[..length];
+        while let Some(&[low, high]) = rest.get(LENGTH..LENGTH + 2) {
+            let (entry, next) = rest.split_at(usize::from(u16::from_ne_bytes([low, high])));
+            let name = std::ffi::CStr::from_bytes_until_nul(&entry[NAME..]);
+            let tid = name.ok().and_then(|name| name.to_str().ok()?.parse().ok());
+            tid.into_iter().for_each(&mut each);
+            rest = next;
+        }
+    }
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Scheduling policies and priorities of threads.
+
+use std::fmt;
+
+use libc::c_int;
+use nix::errno::Errno;
+
+use super::check;
+use crate::error::{Error, Result};
+
+/// Policies by libvirt's numbers (virProcessSchedPolicy), not the kernel's;
+/// OTHER is not among libvirt's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, missing_docs)]
+pub enum virInternalSchedPolicy {
+    /// leave as it is: a success with nothing done
+    VIR_INTERNAL_SCHED_NONE = 0,
+    /// SCHED_BATCH
+    VIR_INTERNAL_SCHED_BATCH = 1,
+    /// SCHED_IDLE
+    VIR_INTERNAL_SCHED_IDLE = 2,
+    /// SCHED_FIFO, with a priority from 1 to 99
+    VIR_INTERNAL_SCHED_FIFO = 3,
+    /// SCHED_RR, with a priority from 1 to 99
+    VIR_INTERNAL_SCHED_RR = 4,
+    /// SCHED_OTHER
+    VIR_INTERNAL_SCHED_OTHER = 0x100,
+}
+
+/// A policy, with a priority where it has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    policy: virInternalSchedPolicy,
+    priority: c_int,
+}
+
+impl Schedule {
+    /// Of libvirt's numbers. `None`: to be left as it is.
+    #[inline(always)]
+    pub(crate) fn new(policy: c_int, priority: c_int) -> Result<Option<Schedule>> {
+        use virInternalSchedPolicy::*;
+        const NONE: c_int = VIR_INTERNAL_SCHED_NONE as c_int;
+        const BATCH: c_int = VIR_INTERNAL_SCHED_BATCH as c_int;
+        const IDLE: c_int = VIR_INTERNAL_SCHED_IDLE as c_int;
+        const FIFO: c_int = VIR_INTERNAL_SCHED_FIFO as c_int;
+        const RR: c_int = VIR_INTERNAL_SCHED_RR as c_int;
+        const OTHER: c_int = VIR_INTERNAL_SCHED_OTHER as c_int;
+        let policy = match policy {
+            NONE => return Ok(None),
+            BATCH => VIR_INTERNAL_SCHED_BATCH,
+            IDLE => VIR_INTERNAL_SCHED_IDLE,
+            FIFO => VIR_INTERNAL_SCHED_FIFO,
+            RR => VIR_INTERNAL_SCHED_RR,
+            OTHER => VIR_INTERNAL_SCHED_OTHER,
+            _ => {
+                return Err(Error::invalid(format_args!(
+                    "{policy} is not a scheduling policy: they are NONE {NONE}, BATCH {BATCH}, \
+                     IDLE {IDLE}, FIFO {FIFO}, RR {RR} and OTHER {OTHER:#x}"
+                )));
+            }
+        };
+        let priority = match policy {
+            VIR_INTERNAL_SCHED_FIFO | VIR_INTERNAL_SCHED_RR => {
+                if !(1..=99).contains(&priority) {
+                    return Err(Error::invalid(format_args!(
+                        "scheduler priority {priority} is out of range [1, 99]"
+                    )));
+                }
+                priority
+            }
+            _ => 0,
+        };
+        Ok(Some(Schedule { policy, priority }))
+    }
+
+    /// libvirt's number of the policy.
+    pub(crate) fn policy(self) -> c_int {
+        self.policy as c_int
+    }
+
+    pub(crate) fn priority(self) -> c_int {
+        self.priority
+    }
+
+    fn kernel_policy(self) -> c_int {
+        use virInternalSchedPolicy::*;
+        match self.policy {
+            VIR_INTERNAL_SCHED_BATCH => libc::SCHED_BATCH,
+            VIR_INTERNAL_SCHED_IDLE => libc::SCHED_IDLE,
+            VIR_INTERNAL_SCHED_FIFO => libc::SCHED_FIFO,
+            VIR_INTERNAL_SCHED_RR => libc::SCHED_RR,
+            VIR_INTERNAL_SCHED_NONE | VIR_INTERNAL_SCHED_OTHER => libc::SCHED_OTHER,
+        }
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, self.kernel_policy(), self.priority)
+    }
+}
+
+/// What the kernel has for a thread, by its own numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct InKernel {
+    policy: c_int,
+    priority: c_int,
+}
+
+impl PartialEq<Schedule> for InKernel {
+    fn eq(&self, asked: &Schedule) -> bool {
+        self.policy == asked.kernel_policy() && self.priority == asked.priority
+    }
+}
+
+impl fmt::Display for InKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        show(f, self.policy, self.priority)
+    }
+}
+
+fn show(f: &mut fmt::Formatter<'_>, policy: c_int, priority: c_int) -> fmt::Result {
+    let name = match policy {
+        libc::SCHED_OTHER => "SCHED_OTHER",
+        libc::SCHED_BATCH => "SCHED_BATCH",
+        libc::SCHED_IDLE => "SCHED_IDLE",
+        libc::SCHED_FIFO => "SCHED_FIFO",
+        libc::SCHED_RR => "SCHED_RR",
+        libc::SCHED_DEADLINE => "SCHED_DEADLINE",
+        _ => return write!(f, "policy {policy}, priority {priority}"),
+    };
+    write!(f, "{name} with priority {priority}")
+}
+
+/// Sets policy and priority of a thread.
+#[inline(always)]
+pub(crate) fn set(tid: libc::pid_t, schedule: Schedule) -> std::result::Result<(), Errno> {
+    let parameters = libc::sched_param {
+        sched_priority: schedule.priority,
+    };
+    // SAFETY: the kernel reads one sched_param.
+    let set = unsafe { libc::sched_setscheduler(tid, schedule.kernel_policy(), &parameters) };
+    match set {
+        -1 => Err(Errno::last()),
+        _ => Ok(()),
+    }
+}
+
+/// Policy and priority of a thread, in one system call.
+pub(crate) fn get(tid: libc::pid_t) -> std::result::Result<InKernel, Errno> {
+    // SAFETY: numbers only, so all zeros are valid.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most as many bytes as the size says.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_getattr,
+            tid,
+            &mut attributes,
+            size_of::<libc::sched_attr>(),
+            0,
+        )
+    })?;
+    Ok(InKernel {
+        policy: attributes.sched_policy as c_int,
+        priority: attributes.sched_priority as c_int,
+    })
+}

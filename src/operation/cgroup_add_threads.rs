@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Moves threads of a process into a cgroup.
+
+use std::cell::{Cell, OnceCell};
+use std::ffi::c_void;
+use std::fmt;
+use std::ptr;
+
+use libc::{c_int, c_uint, pid_t};
+use nix::errno::Errno;
+
+use crate::capi::cgroup_add_threads::{
+    VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, VIR_INTERNAL_CGROUP_THREADS_MAX, virInternalCgroupAddThreadsHandler,
+    virInternalThreadRole,
+};
+use crate::capi::types::virInternalOperation;
+use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_readable};
+use crate::error::{Error, Result};
+use crate::kernel::affinity::CpuMap;
+use crate::kernel::cgroup::{Group, GroupPath};
+use crate::kernel::process::{self, Held, Owner, Pid, Task};
+use crate::registry::Code;
+
+pub(crate) static KIND: Kind = Kind::new(
+    virInternalOperation::VIR_INTERNAL_OP_CGROUP_ADD_THREADS as u32,
+    "virInternalCgroupAddThreads",
+    VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION,
+);
+
+const THREADS_MAX: usize = VIR_INTERNAL_CGROUP_THREADS_MAX;
+
+const GONE: c_int = -libc::ESRCH;
+
+pub(crate) struct CgroupAddThreads<'a> {
+    pid: Pid,
+    /// `None`: this VM has no cgroup that its daemon manages.
+    path: Option<GroupPath<'a>>,
+    role: virInternalThreadRole,
+    tids: &'a [pid_t],
+    ids: Option<&'a [c_uint]>,
+    cpumap: Option<CpuMap<'a>>,
+    /// Where the caller wants 0 or -errno for each thread.
+    wanted: Option<&'a [Cell<c_int>]>,
+    /// The same where the caller wants none.
+    unwanted: [Cell<c_int>; THREADS_MAX],
+    group: OnceCell<Group>,
+}
+
+impl<'a> CgroupAddThreads<'a> {
+    pub(crate) fn new(
+        pid: Pid,
+        path: Option<GroupPath<'a>>,
+        role: virInternalThreadRole,
+        tids: &'a [pid_t],
+        ids: Option<&'a [c_uint]>,
+        cpumap: Option<CpuMap<'a>>,
+        results: Option<&'a [Cell<c_int>]>,
+    ) -> Result<Self> {
+        for (index, &tid) in tids.iter().enumerate() {
+            if tid <= 0 {
+                return Err(Error::invalid(format_args!(
+                    "tids[{index}] is {tid}: the id of a thread is 1 or more"
+                )));
+            }
+        }
+        if let Some(cpumap) = cpumap {
+            cpumap.require_a_cpu()?;
+        }
+        Ok(CgroupAddThreads {
+            pid,
+            path,
+            role,
+            tids,
+            ids,
+            cpumap,
+            wanted: results,
+            unwanted: [const { Cell::new(0) }; THREADS_MAX],
+            group: OnceCell::new(),
+        })
+    }
+
+    fn results(&self) -> &[Cell<c_int>] {
+        self.wanted.unwrap_or(&self.unwanted[..self.tids.len()])
+    }
+
+    fn threads(&self) -> impl Iterator<Item = (pid_t, &Cell<c_int>)> {
+        self.tids.iter().copied().zip(self.results())
+    }
+
+    fn owner(&self, tid: pid_t) -> Result<Owner> {
+        Ok(Task::new(self.pid, tid)?.owner())
+    }
+
+    /// Nothing has been done yet: each result is 0, or -ESRCH for a thread
+    /// that has exited. Another process's thread is an error.
+    fn check_threads(&self) -> Result<()> {
+        for (tid, result) in self.threads() {
+            result.set(match self.owner(tid)? {
+                Owner::Process => 0,
+                Owner::Nobody => GONE,
+                Owner::Other => {
+                    self.pid.require()?;
+                    return Err(Error::invalid(format_args!(
+                        "thread {tid} does not belong to process {}",
+                        self.pid
+                    )));
+                }
+            });
+        }
+        self.pid.require()
+    }
+
+    /// The group, if there is one to act on.
+    fn group(&self) -> Result<Option<&Group>> {
+        let Some(path) = self.path else {
+            return Ok(None);
+        };
+        if self.group.get().is_none() {
+            let _ = self.group.set(Group::open(path)?);
+        }
+        Ok(self.group.get())
+    }
+
+    /// Moves one thread after the other. A domain of v2 takes no thread from
+    /// another domain, but it takes a process, if that is what was asked for.
+    fn move_threads(&self, group: &Group) -> Result<()> {
+        let threads = group.threads().map_err(|errnum| self.failed(errnum))?;
+        for (tid, result) in self.threads().filter(|(_, result)| result.get() == 0) {
+            match threads.add(tid) {
+                Err(Errno::EOPNOTSUPP) => {
+                    self.move_process(group)?;
+                    break;
+                }
+                Err(Errno::ESRCH) => result.set(GONE),
+                Err(errnum) => result.set(-(errnum as c_int)),
+                Ok(()) => {}
+            }
+        }
+        // A thread may have exited, and its id may be another's by now.
+        for (tid, result) in self.threads().filter(|(_, result)| result.get() == 0) {
+            if self.owner(tid)? != Owner::Process {
+                result.set(GONE);
+            }
+        }
+        self.pid.require()
+    }
+
+    fn move_process(&self, group: &Group) -> Result<()> {
+        let mut all = true;
+        process::for_each_thread(self.pid, |tid| all &= self.tids.contains(&tid))
+            .map_err(|errnum| self.failed(errnum))?;
+        if !all {
+            return Err(Error::failed(
+                Errno::EOPNOTSUPP,
+                format_args!(
+                    "cannot {self}: that cgroup takes whole processes only, and these are not \
+                     all of the process's threads"
+                ),
+            ));
+        }
+        group
+            .processes()
+            .and_then(|processes| processes.add(self.pid.get()))
+            .map_err(|errnum| self.failed(errnum))
+    }
+
+    fn failed(&self, errnum: Errno) -> Error {
+        cannot(self, errnum)
+    }
+
+    /// Fails if a thread could not be moved, for another reason than that it
+    /// has exited.
+    fn require_results(&self) -> Result<()> {
+        let is_failure = |result: c_int| result != 0 && result != GONE;
+        let Some((tid, result)) = self.threads().find(|(_, result)| is_failure(result.get()))
+        else {
+            return Ok(());
+        };
+        let moved = self.results().iter().filter(|result| result.get() == 0).count();
+        Err(Error::failed(
+            Errno::from_raw(-result.get()),
+            format_args!(
+                "cannot {self}: {moved} of them were moved, thread {tid} was not"
+            ),
+        ))
+    }
+
+    /// Which threads the kernel has in the group; those that are not there
+    /// must have exited.
+    fn read_group(&self, group: &Group) -> Result<()> {
+        let mut found = [false; THREADS_MAX];
+        group
+            .for_each_thread(|member| {
+                for (index, _) in self.tids.iter().enumerate().filter(|(_, tid)| **tid == member) {
+                    found[index] = true;
+                }
+            })
+            .map_err(|errnum| not_readable(self, errnum))?;
+        for ((tid, result), found) in self.threads().zip(found) {
+            match (result.get(), self.owner(tid)?) {
+                (0 | GONE, Owner::Process) if found => result.set(0),
+                (0 | GONE, Owner::Process) => {
+                    return Err(not_done(
+                        self,
+                        format_args!("the kernel has thread {tid} elsewhere"),
+                    ));
+                }
+                (0, _) => result.set(GONE),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Operation for CgroupAddThreads<'_> {
+    fn hold(&self) -> Result<Held> {
+        self.group()?;
+        let held = Held::process(self.pid)?;
+        self.check_threads()?;
+        Ok(held)
+    }
+
+    unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
+        // SAFETY: the caller's word that it is a handler of this operation.
+        let handler =
+            unsafe { std::mem::transmute::<Code, virInternalCgroupAddThreadsHandler>(handler) };
+        let cpumap = self.cpumap.map_or(&[][..], |map| map.bytes());
+        handler.map_or(1, |handler| {
+            // SAFETY: as above; pointers and lengths come from slices, and
+            // the results are cells, which a handler may write.
+            unsafe {
+                handler(
+                    self.pid.get(),
+                    self.path.map_or(ptr::null(), |path| path.as_c_str().as_ptr()),
+                    self.role as c_int,
+                    self.tids.as_ptr(),
+                    self.ids.map_or(ptr::null(), <[c_uint]>::as_ptr),
+                    self.tids.len(),
+                    self.cpumap.map_or(ptr::null(), |_| cpumap.as_ptr()),
+                    cpumap.len() as c_int,
+                    self.results().as_ptr().cast_mut().cast(),
+                    opaque,
+                )
+            }
+        })
+    }
+
+    fn read_back(&self) -> Result<()> {
+        for (tid, result) in self.threads() {
+            if result.get() != 0 && !NEGATED_ERRNOS.contains(&result.get()) {
+                return Err(Error::failed(
+                    Errno::EPROTO,
+                    format_args!(
+                        "the handler that was to {self} left the result {} for thread {tid}, \
+                         which is neither 0 nor -errno",
+                        result.get()
+                    ),
+                ));
+            }
+        }
+        if let Some(group) = self.group()? {
+            self.read_group(group)?;
+        }
+        self.require_results()
+    }
+
+    fn direct(&self) -> Result<()> {
+        let Some(group) = self.group()? else {
+            self.results().iter().for_each(|result| result.set(0));
+            return Ok(());
+        };
+        self.check_threads()?;
+        self.move_threads(group)?;
+        self.require_results()
+    }
+}
+
+impl fmt::Display for CgroupAddThreads<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, role) = (self.tids.len(), self.role.words());
+        write!(f, "move {count} {role} threads of process {} to ", self.pid)?;
+        match self.path {
+            Some(path) => path.fmt(f),
+            None => f.write_str("their cgroup"),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The CPUs that a thread may run on.
+
+use std::ffi::c_void;
+use std::fmt;
+
+use libc::c_int;
+use nix::errno::Errno;
+
+use crate::capi::process_set_affinity::{
+    VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION, virInternalSetAffinityHandler,
+};
+use crate::capi::types::virInternalOperation;
+use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
+use crate::error::{Error, Result};
+use crate::kernel::affinity::{self, CpuMap};
+use crate::kernel::process::{Held, Task};
+use crate::registry::Code;
+
+pub(crate) static KIND: Kind = Kind::new(
+    virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_AFFINITY as u32,
+    "virInternalProcessSetAffinity",
+    VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION,
+);
+
+pub(crate) struct ProcessSetAffinity<'a> {
+    pub(crate) task: Task,
+    pub(crate) cpumap: CpuMap<'a>,
+}
+
+impl ProcessSetAffinity<'_> {
+    /// The kernel says EINVAL for a map without a CPU, and for one with none
+    /// that it has or that the thread's cpuset allows.
+    #[cold]
+    fn failed(&self, errnum: Errno) -> Error {
+        match self.cpumap.require_a_cpu() {
+            Err(no_cpu) if errnum == Errno::EINVAL => no_cpu,
+            _ => cannot(self, errnum),
+        }
+    }
+}
+
+impl Operation for ProcessSetAffinity<'_> {
+    fn hold(&self) -> Result<Held> {
+        self.cpumap.require_a_cpu()?;
+        Held::task(self.task)
+    }
+
+    unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
+        // SAFETY: the caller's word that it is a handler of this operation.
+        let handler = unsafe { std::mem::transmute::<Code, virInternalSetAffinityHandler>(handler) };
+        let map = self.cpumap.bytes();
+        handler.map_or(1, |handler| {
+            // SAFETY: as above; the map's length fits, it came as a c_int.
+            unsafe {
+                handler(
+                    self.task.pid.get(),
+                    self.task.tid(),
+                    map.as_ptr(),
+                    map.len() as c_int,
+                    opaque,
+                )
+            }
+        })
+    }
+
+    fn read_back(&self) -> Result<()> {
+        match affinity::is_within(self.task.tid(), self.cpumap) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(not_done(
+                self,
+                format_args!("the kernel lets it run on other CPUs as well"),
+            )),
+            Err(Errno::ESRCH) => Err(self.task.gone()),
+            Err(errnum) => Err(not_readable(self, errnum)),
+        }
+    }
+
+    #[inline(always)]
+    fn direct(&self) -> Result<()> {
+        self.task.require()?;
+        affinity::set(self.task.tid(), self.cpumap).map_err(|errnum| self.failed(errnum))?;
+        self.task.require_still()
+    }
+}
+
+impl fmt::Display for ProcessSetAffinity<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "set CPU affinity of {} to {}", self.task, self.cpumap)
+    }
+}

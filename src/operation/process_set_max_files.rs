@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! How many files a process may have open.
+
+use std::ffi::c_void;
+use std::fmt;
+
+use libc::{c_int, c_uint};
+
+use super::limit;
+use crate::capi::process_set_max_files::{VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalSetMaxFilesHandler};
+use crate::capi::types::virInternalOperation;
+use crate::dispatch::{Kind, Operation, cannot};
+use crate::error::Result;
+use crate::kernel::process::{Held, Pid};
+use crate::kernel::rlimit::{self, NOFILE};
+use crate::registry::Code;
+
+pub(crate) static KIND: Kind = Kind::new(
+    virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_MAX_FILES as u32,
+    "virInternalProcessSetMaxFiles",
+    VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION,
+);
+
+pub(crate) struct ProcessSetMaxFiles {
+    pub(crate) pid: Pid,
+    pub(crate) files: c_uint,
+}
+
+impl Operation for ProcessSetMaxFiles {
+    fn hold(&self) -> Result<Held> {
+        Held::process(self.pid)
+    }
+
+    unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
+        // SAFETY: the caller's word that it is a handler of this operation.
+        let handler = unsafe { std::mem::transmute::<Code, virInternalSetMaxFilesHandler>(handler) };
+        // SAFETY: as above.
+        handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.files, opaque) })
+    }
+
+    fn read_back(&self) -> Result<()> {
+        limit::read_back(self, &NOFILE, self.pid, |limit| {
+            limit.soft.min(limit.hard) >= self.files.into()
+        })
+    }
+
+    #[inline(always)]
+    fn direct(&self) -> Result<()> {
+        // One more than asked, as libvirt does; in 64 bits, where libvirt's
+        // own sum wraps to 0.
+        rlimit::set(&NOFILE, self.pid, u64::from(self.files) + 1).map_err(|errnum| cannot(self, errnum))
+    }
+}
+
+impl fmt::Display for ProcessSetMaxFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        limit::describe(f, &NOFILE, self.pid, self.files)
+    }
+}

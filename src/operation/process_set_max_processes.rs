@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! How many processes and threads the user of a process may have.
+
+use std::ffi::c_void;
+use std::fmt;
+
+use libc::{c_int, c_uint};
+
+use super::limit;
+use crate::capi::process_set_max_processes::{VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION, virInternalSetMaxProcessesHandler};
+use crate::capi::types::virInternalOperation;
+use crate::dispatch::{Kind, Operation, cannot};
+use crate::error::Result;
+use crate::kernel::process::{Held, Pid};
+use crate::kernel::rlimit::{self, NPROC};
+use crate::registry::Code;
+
+pub(crate) static KIND: Kind = Kind::new(
+    virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_MAX_PROCESSES as u32,
+    "virInternalProcessSetMaxProcesses",
+    VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION,
+);
+
+pub(crate) struct ProcessSetMaxProcesses {
+    pub(crate) pid: Pid,
+    pub(crate) processes: c_uint,
+}
+
+impl Operation for ProcessSetMaxProcesses {
+    fn hold(&self) -> Result<Held> {
+        Held::process(self.pid)
+    }
+
+    unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
+        // SAFETY: the caller's word that it is a handler of this operation.
+        let handler = unsafe { std::mem::transmute::<Code, virInternalSetMaxProcessesHandler>(handler) };
+        // SAFETY: as above.
+        handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.processes, opaque) })
+    }
+
+    fn read_back(&self) -> Result<()> {
+        limit::read_back(self, &NPROC, self.pid, |limit| {
+            limit.soft.min(limit.hard) >= self.processes.into()
+        })
+    }
+
+    #[inline(always)]
+    fn direct(&self) -> Result<()> {
+        rlimit::set(&NPROC, self.pid, self.processes.into()).map_err(|errnum| cannot(self, errnum))
+    }
+}
+
+impl fmt::Display for ProcessSetMaxProcesses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        limit::describe(f, &NPROC, self.pid, self.processes)
+    }
+}

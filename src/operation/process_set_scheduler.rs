@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The scheduling policy and priority of a thread.
+
+use std::ffi::c_void;
+use std::fmt;
+
+use libc::c_int;
+use nix::errno::Errno;
+
+use crate::capi::process_set_scheduler::{
+    VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalSetSchedulerHandler,
+};
+use crate::capi::types::virInternalOperation;
+use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
+use crate::error::Result;
+use crate::kernel::process::{Held, Task};
+use crate::kernel::scheduler::{self, Schedule};
+use crate::registry::Code;
+
+pub(crate) static KIND: Kind = Kind::new(
+    virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_SCHEDULER as u32,
+    "virInternalProcessSetScheduler",
+    VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION,
+);
+
+pub(crate) struct ProcessSetScheduler {
+    pub(crate) task: Task,
+    pub(crate) schedule: Schedule,
+}
+
+impl Operation for ProcessSetScheduler {
+    fn hold(&self) -> Result<Held> {
+        Held::task(self.task)
+    }
+
+    unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
+        // SAFETY: the caller's word that it is a handler of this operation.
+        let handler = unsafe { std::mem::transmute::<Code, virInternalSetSchedulerHandler>(handler) };
+        let Self { task, schedule } = self;
+        handler.map_or(1, |handler| {
+            // SAFETY: as above.
+            unsafe {
+                handler(
+                    task.pid.get(),
+                    task.tid(),
+                    schedule.policy(),
+                    schedule.priority(),
+                    opaque,
+                )
+            }
+        })
+    }
+
+    fn read_back(&self) -> Result<()> {
+        match scheduler::get(self.task.tid()) {
+            Ok(found) if found == self.schedule => Ok(()),
+            Ok(found) => Err(not_done(self, format_args!("the kernel says {found}"))),
+            Err(Errno::ESRCH) => Err(self.task.gone()),
+            Err(errnum) => Err(not_readable(self, errnum)),
+        }
+    }
+
+    #[inline(always)]
+    fn direct(&self) -> Result<()> {
+        self.task.require()?;
+        scheduler::set(self.task.tid(), self.schedule).map_err(|errnum| cannot(self, errnum))?;
+        self.task.require_still()
+    }
+}
+
+impl fmt::Display for ProcessSetScheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { task, schedule } = self;
+        write!(f, "set scheduler parameters of {task} to {schedule}")
+    }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The handlers of one operation: who is asked, and when a handler is gone.
+//!
+//! Any thread may set, unset and call at any time. The lock is held to look a
+//! handler up or to change the list, never while foreign code runs; what
+//! keeps a handler alive while it runs is the count of who is inside it. The
+//! last one out of a removed handler calls its free callback.
+
+#[cfg(all(test, loom))]
+mod model;
+mod view;
+
+use std::ffi::c_void;
+
+use crate::foreign;
+use crate::inside::{HANDLER_NONE, Inside, Mark};
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::{Arc, Condvar, Mutex};
+use view::View;
+
+/// What a handler was set for: the address of a connection, or 0 for all.
+/// It is never dereferenced.
+pub(crate) type Key = usize;
+
+/// A handler's code, its type erased. Only the operation that set it knows
+/// the type, and only that operation's registry holds it.
+pub(crate) type Code = *const ();
+
+/// What the application wants called when the handler is gone.
+pub(crate) type FreeCallback = unsafe extern "C-unwind" fn(*mut c_void);
+
+/// What an application sets.
+#[derive(Clone, Copy)]
+pub(crate) struct Handler {
+    pub(crate) code: Code,
+    pub(crate) opaque: *mut c_void,
+    pub(crate) free: Option<FreeCallback>,
+    pub(crate) fork_safe: bool,
+}
+
+// SAFETY: setting a handler is the application's word that it may be called,
+// with its opaque, from any thread (the header says so).
+unsafe impl Send for Handler {}
+// SAFETY: as above.
+unsafe impl Sync for Handler {}
+
+/// The bit of `Entry::inside` that says that the handler was removed. The
+/// bits below count who is inside.
+const REMOVED: usize = 1 << (usize::BITS - 1);
+
+struct Entry {
+    key: Key,
+    id: u64,
+    handler: Handler,
+    inside: AtomicUsize,
+}
+
+struct State {
+    entries: Vec<Arc<Entry>>,
+    /// Removed, but somebody is inside or the free callback has not returned.
+    leaving: Vec<Arc<Entry>>,
+    last_id: u64,
+}
+
+/// The handlers of one operation.
+pub(crate) struct Registry {
+    operation: u32,
+    name: &'static str,
+    /// How many there are: all that a call reads when there is none.
+    count: AtomicUsize,
+    state: Mutex<State>,
+    left: Condvar,
+    view: View,
+}
+
+macro_rules! registry_new {
+    ($($const:tt)?) => {
+        /// The registry of the operation with that id and name.
+        pub(crate) $($const)? fn new(operation: u32, name: &'static str) -> Self {
+            Registry {
+                operation,
+                name,
+                count: AtomicUsize::new(0),
+                state: Mutex::new(State {
+                    entries: Vec::new(),
+                    leaving: Vec::new(),
+                    last_id: HANDLER_NONE,
+                }),
+                left: Condvar::new(),
+                view: View::new(),
+            }
+        }
+    };
+}
+
+impl Registry {
+    #[cfg(not(loom))]
+    registry_new!(const);
+    #[cfg(loom)]
+    registry_new!();
+
+    /// Whether no handler is set for any connection.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        // Relaxed: whoever needs the handler to be seen has waited for the
+        // set to return, and knows of it by some synchronisation of its own.
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Goes into the handler set for `key`, unless this thread is inside it
+    /// already. It is not freed before the result is dropped.
+    pub(crate) fn enter<'a>(&'a self, key: Key, inside: &'a Inside) -> Option<Call<'a>> {
+        let state = self.state.lock();
+        let entry = state
+            .entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .filter(|entry| !inside.contains(self.operation, entry.id))?;
+        // Relaxed: ordered against the removal by the lock.
+        entry.inside.fetch_add(1, Ordering::Relaxed);
+        Some(Call {
+            handler: entry.handler,
+            id: entry.id,
+            inside,
+            counted: Some((self, Arc::clone(entry))),
+        })
+    }
+
+    /// As [`enter`](Self::enter), for forked children: takes no lock and
+    /// writes nothing, so nobody waits for the call either.
+    pub(crate) fn enter_in_child<'a>(&'a self, key: Key, inside: &'a Inside) -> Option<Call<'a>> {
+        let (id, handler) = self.view.find(key)?;
+        (!inside.contains(self.operation, id)).then_some(Call {
+            handler,
+            id,
+            inside,
+            counted: None,
+        })
+    }
+
+    /// Puts `new` in the place of what is set for `key`.
+    ///
+    /// Made outside any handler, it returns when nobody is inside a handler
+    /// that was removed for `key` and its free callback has returned.
+    pub(crate) fn set(&self, key: Key, new: Option<Handler>, inside: &Inside) {
+        let mut state = self.state.lock();
+        let old = state
+            .entries
+            .iter()
+            .position(|entry| entry.key == key)
+            .map(|index| state.entries.remove(index));
+        if let Some(handler) = new {
+            state.last_id += 1;
+            let entry = Arc::new(Entry {
+                key,
+                id: state.last_id,
+                handler,
+                inside: AtomicUsize::new(0),
+            });
+            state.entries.push(entry);
+        }
+        self.view.publish(
+            state
+                .entries
+                .iter()
+                .map(|entry| (entry.key, entry.id, entry.handler)),
+        );
+        self.count.store(state.entries.len(), Ordering::Relaxed);
+        if let Some(old) = &old {
+            state.leaving.push(Arc::clone(old));
+        }
+        drop(state);
+
+        if let Some(old) = old
+            && old.inside.fetch_or(REMOVED, Ordering::AcqRel) == 0
+        {
+            self.free(&old, inside);
+        }
+        if inside.is_empty() {
+            self.wait_until_gone(key);
+        }
+    }
+
+    fn wait_until_gone(&self, key: Key) {
+        let mut state = self.state.lock();
+        while state.leaving.iter().any(|entry| entry.key == key) {
+            state = self.left.wait(state);
+        }
+    }
+
+    /// Calls the free callback of a handler that nobody is inside any more.
+    /// It counts as a handler: a set made in it does not wait for its own end.
+    fn free(&self, entry: &Arc<Entry>, inside: &Inside) {
+        if let Some(free) = entry.handler.free {
+            let mut mark = Mark::new();
+            let _entered = inside.enter(self.operation, HANDLER_NONE, &mut mark);
+            foreign::call(self.name, "free callback", || {
+                // SAFETY: the application gave both, to be called once when
+                // the handler is gone; `leave` and `set` see to the once.
+                unsafe { free(entry.handler.opaque) }
+            });
+        }
+        let mut state = self.state.lock();
+        state.leaving.retain(|leaving| !Arc::ptr_eq(leaving, entry));
+        drop(state);
+        self.left.notify_all();
+    }
+}
+
+/// A thread's being in a handler, which is not freed as long as this lives.
+#[must_use]
+pub(crate) struct Call<'a> {
+    pub(crate) handler: Handler,
+    pub(crate) id: u64,
+    inside: &'a Inside,
+    counted: Option<(&'a Registry, Arc<Entry>)>,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let Some((registry, entry)) = &self.counted else {
+            return;
+        };
+        // Release: what was done inside comes before the free callback.
+        if entry.inside.fetch_sub(1, Ordering::Release) == REMOVED | 1 {
+            fence(Ordering::Acquire);
+            registry.free(entry, self.inside);
+        }
+    }
+}
