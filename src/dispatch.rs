@@ -2,12 +2,12 @@
 //! Who does an operation: the handler set for the connection, the handler set
 //! for all, the kernel. Whoever says that it is done, the kernel is asked.
 
-use std::ffi::c_void;
-use std::fmt;
-use std::ops::RangeInclusive;
+use core::ffi::c_void;
+use core::fmt;
+use core::ops::RangeInclusive;
 
+use crate::errno::Errno;
 use libc::{c_int, c_uint};
-use nix::errno::Errno;
 
 use crate::capi::types::{VIR_INTERNAL_HANDLED, VIR_INTERNAL_NOT_HANDLED};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::fork::Page;
 use crate::inside::{DEPTH_MAX, Inside, Mark};
 use crate::kernel::process::Held;
 use crate::registry::{Call, Code, Key, Registry};
-use crate::thread;
+use crate::thread::{self, Thread};
 
 /// What a handler can answer when it failed.
 pub(crate) const NEGATED_ERRNOS: RangeInclusive<c_int> = -4095..=-1;
@@ -38,7 +38,7 @@ impl Kind {
             id,
             name,
             version,
-            registry: Registry::new(id, name),
+            registry: Registry::new(id),
         }
     }
 }
@@ -82,7 +82,7 @@ pub(crate) fn not_done(operation: &dyn Operation, found: fmt::Arguments<'_>) -> 
 pub(crate) fn not_readable(operation: &dyn Operation, errnum: Errno) -> Error {
     not_done(
         operation,
-        format_args!("the kernel's state cannot be read: {}", errnum.desc()),
+        format_args!("the kernel's state cannot be read: {}", errnum),
     )
 }
 
@@ -127,23 +127,17 @@ fn ask(
     operation: &dyn Operation,
     direct: Direct,
 ) -> Result<Outcome> {
-    if !page.is_child() {
-        return thread::own(|thread| {
-            require_no_longjmp(&thread.inside);
-            let enter = |key| kind.registry.enter(key, &thread.inside);
-            chain(kind, conn, operation, direct, &thread.inside, enter, false)
-        });
+    let is_child = page.is_child();
+    let asked = |thread: &Thread| chain(kind, conn, operation, direct, thread, is_child);
+    match is_child {
+        false => thread::own(page, asked),
+        true => thread::in_child(page, asked).unwrap_or_else(|| {
+            Err(Error::failed(
+                Errno::EAGAIN,
+                format_args!("too many threads of forked children use handlers at a time"),
+            ))
+        }),
     }
-    thread::in_child(page, |thread| {
-        let enter = |key| kind.registry.enter_in_child(key, &thread.inside);
-        chain(kind, conn, operation, direct, &thread.inside, enter, true)
-    })
-    .unwrap_or_else(|| {
-        Err(Error::failed(
-            Errno::EAGAIN,
-            format_args!("too many threads of forked children use handlers at a time"),
-        ))
-    })
 }
 
 /// Ends the process if a handler was left by longjmp(): it counts as running
@@ -152,23 +146,22 @@ fn ask(
 pub(crate) fn require_no_longjmp(inside: &Inside) {
     if !inside.is_empty() {
         let here = 0_u8;
-        if let Some(id) = inside.left_by_longjmp(std::hint::black_box(&here)) {
-            foreign::abort(&[
-                "a handler of ",
-                crate::operation::name(id),
-                " was left by longjmp(); handlers must return",
-            ]);
+        if let Some(frame) = inside.left_by_longjmp(core::hint::black_box(&here)) {
+            foreign::abort(
+                &foreign::describe(frame),
+                &[" was left by longjmp(): handlers must return"],
+            );
         }
     }
 }
 
-fn chain<'a>(
+#[inline(never)]
+fn chain(
     kind: &'static Kind,
     conn: Key,
     operation: &dyn Operation,
     direct: Direct,
-    inside: &Inside,
-    enter: impl Fn(Key) -> Option<Call<'a>>,
+    thread: &Thread,
     is_child: bool,
 ) -> Result<Outcome> {
     const EVERY_CONNECTION: Key = 0;
@@ -177,25 +170,39 @@ fn chain<'a>(
         EVERY_CONNECTION => &keys[1..],
         _ => &keys[..],
     };
+    let inside = &thread.inside;
+    if !is_child {
+        require_no_longjmp(inside);
+    }
     let mut held = None;
     let mut passed_over = false;
     for &key in keys {
-        let Some(call) = enter(key) else {
+        let found = match is_child {
+            false => kind.registry.enter(key, inside),
+            true => kind.registry.enter_in_child(key, inside),
+        };
+        let Some(call) = found else {
             continue;
         };
         if is_child && !call.handler.fork_safe {
             passed_over = true;
             continue;
         }
-        let held = match &held {
-            Some(held) => held,
-            None => held.insert(operation.hold()?),
-        };
-        if call_handler(kind, operation, &call, inside)? == Outcome::Done {
-            drop(call);
+        if held.is_none() {
+            match operation.hold() {
+                Ok(process) => held = Some(process),
+                Err(error) => {
+                    thread.keep_message(|| drop(call));
+                    return Err(error);
+                }
+            }
+        }
+        let answer = call_handler(kind, operation, &call, inside);
+        drop(call);
+        if outcome(operation, answer)? == Outcome::Done {
             let read_back = operation.read_back();
             // First of all: what was read was read of that very process.
-            held.require_still()?;
+            require_still(&held)?;
             return read_back.map(|()| Outcome::Done);
         }
     }
@@ -208,44 +215,44 @@ fn chain<'a>(
     if direct == Direct::Forbidden {
         return Ok(Outcome::NotHandled);
     }
-    let Some(held) = held else {
-        return operation.direct().map(|()| Outcome::Done);
-    };
-    // Time has passed in a handler that did nothing.
-    held.require_still()?;
+    // Time has passed in handlers that did nothing.
+    require_still(&held)?;
     operation.direct()?;
-    held.require_still()?;
+    require_still(&held)?;
     Ok(Outcome::Done)
 }
 
+fn require_still(held: &Option<Held>) -> Result<()> {
+    held.as_ref().map_or(Ok(()), Held::require_still)
+}
+
 /// Calls the handler, below everything that [`require_no_longjmp`] looks at.
+/// `None`: too many are inside one another.
 #[inline(never)]
 fn call_handler(
     kind: &'static Kind,
     operation: &dyn Operation,
     call: &Call<'_>,
     inside: &Inside,
-) -> Result<Outcome> {
+) -> Option<c_int> {
     let mut mark = Mark::new();
-    let Some(_entered) = inside.enter(kind.id, call.id, &mut mark) else {
-        return Err(Error::failed(
-            Errno::ELOOP,
-            format_args!("more than {DEPTH_MAX} handlers are inside one another"),
-        ));
-    };
-    let answer = foreign::call(kind.name, "handler", || {
-        // SAFETY: the registry of this kind has only handlers of it, with
-        // what they were set with, and `call` keeps them from being freed.
-        unsafe { operation.invoke(call.handler.code, call.handler.opaque) }
-    });
+    let _entered = inside.enter(kind.id, call.id, &mut mark)?;
+    let guard = foreign::Guard;
+    // SAFETY: the registry of this kind has only handlers of it, with what
+    // they were set with, and `call` keeps them from being freed.
+    let answer = unsafe { operation.invoke(call.handler.code, call.handler.opaque) };
+    guard.returned();
+    Some(answer)
+}
+
+fn outcome(operation: &dyn Operation, answer: Option<c_int>) -> Result<Outcome> {
     match answer {
         Some(VIR_INTERNAL_HANDLED) => Ok(Outcome::Done),
         Some(VIR_INTERNAL_NOT_HANDLED) => Ok(Outcome::NotHandled),
         Some(answer) if NEGATED_ERRNOS.contains(&answer) => Err(Error::failed(
-            Errno::from_raw(-answer),
+            Errno(-answer),
             format_args!("the handler could not {operation}"),
-        )
-        .with_errnum(-answer)),
+        )),
         Some(answer) => Err(Error::failed(
             Errno::EPROTO,
             format_args!(
@@ -254,8 +261,8 @@ fn call_handler(
             ),
         )),
         None => Err(Error::failed(
-            Errno::EIO,
-            format_args!("the handler that was to {operation} panicked"),
+            Errno::ELOOP,
+            format_args!("more than {DEPTH_MAX} handlers are inside one another"),
         )),
     }
 }

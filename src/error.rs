@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! What went wrong, as a code, an errno and a sentence.
 //!
-//! An error carries its message in a buffer of its own: it is also made in
-//! forked children, where nothing may be allocated.
+use core::fmt::{self, Write};
 
-use std::fmt::{self, Write};
-
-use libc::c_int;
-use nix::errno::Errno;
+use crate::errno::Errno;
+use crate::thread;
 
 /// What kind of error it is: the `code` of a `virInternalError`.
 #[repr(C)]
@@ -68,10 +65,6 @@ impl Message {
     pub(crate) fn as_ptr(&self) -> *const libc::c_char {
         self.text.as_ptr().cast()
     }
-
-    fn as_str(&self) -> &str {
-        str::from_utf8(&self.text[..usize::from(self.length)]).unwrap_or("(not UTF-8)")
-    }
 }
 
 impl Write for Message {
@@ -95,113 +88,84 @@ impl Write for Message {
     }
 }
 
-/// Why a call failed.
-#[derive(Clone, Copy)]
+/// Why a call failed. The sentence that goes with it was written to the
+/// thread's last error when this was made, where C will read it: an error is
+/// small, and nothing is allocated in a forked child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 pub struct Error {
     pub(crate) code: Code,
-    pub(crate) errnum: c_int,
-    pub(crate) message: Message,
+    pub(crate) errnum: Errno,
 }
 
 /// What every part of the library returns.
-pub type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = core::result::Result<T, Error>;
 
 impl Error {
     #[cold]
-    fn new(code: Code, errnum: c_int, text: fmt::Arguments<'_>) -> Self {
-        Error {
-            code,
-            errnum,
-            message: Message::new(text),
-        }
+    #[inline(never)]
+    fn new(code: Code, errnum: Errno, text: fmt::Arguments<'_>) -> Self {
+        thread::set_message(text);
+        Error { code, errnum }
     }
 
     /// An argument that the operation does not take.
+    #[cold]
     pub(crate) fn invalid(text: fmt::Arguments<'_>) -> Self {
-        Self::new(Code::VIR_INTERNAL_ERR_INVALID_ARG, libc::EINVAL, text)
+        Self::new(Code::VIR_INTERNAL_ERR_INVALID_ARG, Errno::EINVAL, text)
     }
 
     /// A handler made for another version of the operation.
+    #[cold]
     pub(crate) fn version(text: fmt::Arguments<'_>) -> Self {
-        Self::new(Code::VIR_INTERNAL_ERR_VERSION, libc::EPROTONOSUPPORT, text)
+        Self::new(Code::VIR_INTERNAL_ERR_VERSION, Errno::EPROTONOSUPPORT, text)
     }
 
     /// A process or thread that is not there (any more).
+    #[cold]
     pub(crate) fn no_process(text: fmt::Arguments<'_>) -> Self {
-        Self::new(Code::VIR_INTERNAL_ERR_NO_PROCESS, libc::ESRCH, text)
+        Self::new(Code::VIR_INTERNAL_ERR_NO_PROCESS, Errno::ESRCH, text)
     }
 
     /// The kernel, or who acted in its stead, failed with `errnum`, which is
     /// put behind the text in words.
+    #[cold]
     pub(crate) fn failed(errnum: Errno, text: fmt::Arguments<'_>) -> Self {
-        Self::new(
-            Code::VIR_INTERNAL_ERR_FAILED,
-            errnum as c_int,
-            format_args!("{text}: {}", errnum.desc()),
-        )
+        let code = Code::VIR_INTERNAL_ERR_FAILED;
+        Self::new(code, errnum, format_args!("{text}: {errnum}"))
     }
 
     /// As [`failed`](Self::failed), but for ESRCH, which says that the
     /// process is not there.
+    #[cold]
     pub(crate) fn from_kernel(errnum: Errno, text: fmt::Arguments<'_>) -> Self {
-        let error = Self::failed(errnum, text);
-        match errnum {
-            Errno::ESRCH => Error {
-                code: Code::VIR_INTERNAL_ERR_NO_PROCESS,
-                ..error
-            },
-            _ => error,
+        let mut error = Self::failed(errnum, text);
+        if errnum == Errno::ESRCH {
+            error.code = Code::VIR_INTERNAL_ERR_NO_PROCESS;
         }
+        error
     }
 
     /// The kernel's state is not what it was said to be.
+    #[cold]
     pub(crate) fn read_back(text: fmt::Arguments<'_>) -> Self {
-        Self::new(Code::VIR_INTERNAL_ERR_READ_BACK, libc::EREMOTEIO, text)
+        Self::new(Code::VIR_INTERNAL_ERR_READ_BACK, Errno::EREMOTEIO, text)
     }
 
     /// Something that a forked child cannot do.
+    #[cold]
     pub(crate) fn forked(text: fmt::Arguments<'_>) -> Self {
-        Self::new(Code::VIR_INTERNAL_ERR_FORKED, libc::ECHILD, text)
-    }
-
-    /// With an errno that may be none of those that have a name.
-    pub(crate) fn with_errnum(self, errnum: c_int) -> Self {
-        Error { errnum, ..self }
-    }
-
-    /// The kind of error.
-    pub fn code(&self) -> virInternalErrorCode {
-        self.code
-    }
-
-    /// The errno that goes with it.
-    pub fn errnum(&self) -> c_int {
-        self.errnum
-    }
-
-    /// The sentence that says what happened.
-    pub fn message(&self) -> &str {
-        self.message.as_str()
+        Self::new(Code::VIR_INTERNAL_ERR_FORKED, Errno::ECHILD, text)
     }
 }
-
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} ({}): {}", self.code, self.errnum, self.message())
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.message())
-    }
-}
-
-impl std::error::Error for Error {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn text(message: &Message) -> &str {
+        str::from_utf8(&message.text[..usize::from(message.length)]).expect("UTF-8")
+    }
 
     #[test]
     fn a_message_that_is_too_long_ends_in_dots_and_fits() {
@@ -209,10 +173,10 @@ mod tests {
             let long = "x".repeat(length);
             let message = Message::new(format_args!("{long}"));
             if length <= MESSAGE_MAX {
-                assert_eq!(message.as_str(), long);
+                assert_eq!(text(&message), long);
             } else {
-                assert_eq!(message.as_str().len(), MESSAGE_MAX);
-                assert!(message.as_str().ends_with("x..."));
+                assert_eq!(text(&message).len(), MESSAGE_MAX);
+                assert!(text(&message).ends_with("x..."));
             }
         }
     }
@@ -221,16 +185,9 @@ mod tests {
     fn a_message_is_cut_between_pieces_and_between_characters() {
         let first = "x".repeat(MESSAGE_MAX - 1);
         let message = Message::new(format_args!("{first}{}", "yz"));
-        assert!(message.as_str().ends_with("x..."), "{}", message.as_str());
+        assert!(text(&message).ends_with("x..."), "{}", text(&message));
         let umlauts = "ü".repeat(MESSAGE_MAX);
         let message = Message::new(format_args!("{umlauts}"));
-        assert!(message.as_str().ends_with("ü..."), "{}", message.as_str());
-    }
-
-    #[test]
-    fn an_error_of_the_kernel_names_its_errno_in_words() {
-        let error = Error::failed(Errno::EPERM, format_args!("cannot limit"));
-        assert_eq!(error.message(), "cannot limit: Operation not permitted");
-        assert_eq!(error.errnum(), libc::EPERM);
+        assert!(text(&message).ends_with("ü..."), "{}", text(&message));
     }
 }

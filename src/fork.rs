@@ -11,21 +11,22 @@
 //! system call, so [`is_child`] is asked where handlers, locks or errors are
 //! touched, and the way that ends in one system call does not ask.
 
-use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::thread::ChildThreads;
+use crate::thread::{ChildThreads, Own};
 
 /// What is in the mapping; all zeros in a forked child. Nothing but zeros may
-/// be needed to make it valid.
+/// be needed to make it valid there.
 pub(crate) struct Page {
     /// The process that made it.
     owner: AtomicI32,
-    /// The threads of children, which cannot use thread-local storage: its
-    /// first use may allocate.
+    /// The states of that process's threads.
+    pub(crate) own: Own,
+    /// The states of children's threads: those cannot allocate one.
     pub(crate) threads: ChildThreads,
 }
 
@@ -34,12 +35,17 @@ static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 /// The mapping. Made by the first call, without a lock.
 #[inline(always)]
 pub(crate) fn page() -> Result<&'static Page> {
-    let page = PAGE.load(Ordering::Acquire);
-    // SAFETY: null, or a mapping that `make` published and nobody unmaps.
-    match unsafe { page.as_ref() } {
+    match page_if_made() {
         Some(page) => Ok(page),
         None => make(),
     }
+}
+
+/// The mapping, if there was a call yet.
+#[inline(always)]
+pub(crate) fn page_if_made() -> Option<&'static Page> {
+    // SAFETY: null, or a mapping that `make` published and nobody unmaps.
+    unsafe { PAGE.load(Ordering::Acquire).as_ref() }
 }
 
 impl Page {
@@ -99,17 +105,27 @@ fn make() -> Result<&'static Page> {
         ));
     }
     let page = mapping.cast::<Page>();
-    // SAFETY: large enough, aligned to a page, and all zeros are valid.
-    unsafe { &*page }.owner.store(getpid(), Ordering::Relaxed);
+    let own = Own::new().map_err(|errnum| {
+        // SAFETY: the mapping made above, which nobody else knows of.
+        unsafe { libc::munmap(mapping, size) };
+        Error::failed(errnum, format_args!("cannot have thread-specific data"))
+    })?;
+    // SAFETY: large enough, aligned to a page, all zeros (which the rest is
+    // left at) are valid, and nobody else knows of it.
+    unsafe {
+        (&raw mut (*page).owner).write(AtomicI32::new(getpid()));
+        (&raw mut (*page).own).write(own);
+    }
     let published =
         PAGE.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire);
     match published {
         // SAFETY: published, and never unmapped.
         Ok(_) => Ok(unsafe { &*page }),
         Err(other) => {
-            // SAFETY: another thread was first; nobody knows of this mapping,
-            // and nobody unmaps the other one.
+            // SAFETY: another thread was first; nobody knows of this mapping
+            // and its key, and nobody unmaps the other one.
             unsafe {
+                (*page).own.delete();
                 libc::munmap(mapping, size);
                 Ok(&*other)
             }

@@ -21,14 +21,22 @@
 //! `inside` (which handlers a thread is in), `foreign` (code that may not
 //! return) and [`error`].
 
+//! The shared library is built without std, see `runtime`; the feature `std`
+//! is for Rust programs that use this crate, such as the command.
+
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![warn(missing_docs)]
 #![allow(non_camel_case_types)]
+
+extern crate alloc;
 
 #[cfg(not(loom))]
 #[allow(non_snake_case, clippy::missing_safety_doc)]
 pub mod capi;
 #[cfg(not(loom))]
 mod dispatch;
+mod errno;
+#[cfg(not(loom))]
 pub mod error;
 mod foreign;
 #[cfg(not(loom))]
@@ -39,6 +47,8 @@ mod kernel;
 #[cfg(not(loom))]
 pub mod operation;
 mod registry;
+#[cfg(not(any(feature = "std", test)))]
+mod runtime;
 mod sync;
 #[cfg(not(loom))]
 mod thread;

@@ -2,18 +2,21 @@
 //! What the library keeps for each thread: its last error, and which handlers
 //! it is inside of.
 
-use std::cell::{Cell, UnsafeCell};
-use std::sync::atomic::{AtomicI32, Ordering};
+use alloc::boxed::Box;
+use core::cell::{Cell, UnsafeCell};
+use core::ffi::c_void;
+use core::fmt;
+use core::sync::atomic::{AtomicI32, Ordering};
 
+use crate::errno::Errno;
 use libc::c_int;
-use nix::errno::Errno;
 
 use crate::capi::error::virInternalError;
 use crate::error::{Code, Error, Message};
 use crate::fork::{self, Page};
-use crate::inside::Inside;
+use crate::inside::{Frame, Inside};
 
-/// All zeros is a thread that has not called anything yet.
+/// What is kept for a thread. All zeros is one that has not called anything.
 pub(crate) struct Thread {
     pub(crate) inside: Inside,
     /// The thread's id, 0 until it was needed.
@@ -38,22 +41,27 @@ impl Thread {
                     code: 0,
                     errnum: 0,
                     operation: 0,
-                    message: std::ptr::null(),
+                    message: core::ptr::null(),
                 },
                 message: Message::EMPTY,
             }),
         }
     }
 
-    fn set_error(&self, operation: u32, error: &Error) {
+    fn set_message(&self, text: fmt::Arguments<'_>) {
+        let message = Message::new(text);
         // SAFETY: only this thread comes here, and it holds no reference into
         // the cell: C has a raw pointer, good until the next call.
+        unsafe { (*self.error.get()).message = message };
+    }
+
+    fn set_error(&self, operation: u32, error: Error) {
+        // SAFETY: as in `set_message`.
         unsafe {
             let last = self.error.get();
-            (*last).message = error.message;
             (*last).public = virInternalError {
                 code: error.code as c_int,
-                errnum: error.errnum,
+                errnum: error.errnum.0,
                 operation,
                 message: (*last).message.as_ptr(),
             };
@@ -61,18 +69,74 @@ impl Thread {
         self.failed.set(true);
     }
 
+    /// Runs foreign code between the making of an error and its return.
+    #[cold]
+    pub(crate) fn keep_message(&self, f: impl FnOnce()) {
+        // SAFETY: as in `set_message`.
+        let message = unsafe { (*self.error.get()).message };
+        f();
+        // SAFETY: as in `set_message`.
+        unsafe { (*self.error.get()).message = message };
+    }
+
     fn last_error(&self) -> *mut virInternalError {
         match self.failed.get() {
             // SAFETY: a pointer to a field; nothing is read through it.
             true => unsafe { &raw mut (*self.error.get()).public },
-            false => std::ptr::null_mut(),
+            false => core::ptr::null_mut(),
         }
     }
 }
 
-thread_local! {
-    // Neither lazily made nor dropped: nothing to run when a thread ends.
-    static OWN: Thread = const { Thread::new() };
+/// Where a thread finds its state: the C library's thread-specific data,
+/// which needs no storage in the threads of a program that loads this library.
+pub(crate) struct Own(libc::pthread_key_t);
+
+impl Own {
+    pub(crate) fn new() -> core::result::Result<Own, Errno> {
+        unsafe extern "C" fn drop_thread(thread: *mut c_void) {
+            // SAFETY: `get_or_make` made it with a Box, for this thread alone.
+            drop(unsafe { Box::from_raw(thread.cast::<Thread>()) });
+        }
+        let mut key = 0;
+        // SAFETY: a new key, which `drop_thread` fits.
+        match unsafe { libc::pthread_key_create(&mut key, Some(drop_thread)) } {
+            0 => Ok(Own(key)),
+            errnum => Err(Errno(errnum)),
+        }
+    }
+
+    /// # Safety
+    /// Nobody has used it, nor will.
+    pub(crate) unsafe fn delete(&self) {
+        // SAFETY: the caller's word.
+        unsafe { libc::pthread_key_delete(self.0) };
+    }
+
+    /// The state of this thread, if it has needed one yet.
+    #[inline(always)]
+    fn get(&self) -> Option<&Thread> {
+        // SAFETY: NULL or what `get_or_make` made for this thread; it is not
+        // freed before the thread ends.
+        unsafe { libc::pthread_getspecific(self.0).cast::<Thread>().as_ref() }
+    }
+
+    #[inline(always)]
+    fn get_or_make(&self) -> &Thread {
+        self.get().unwrap_or_else(|| self.make())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make(&self) -> &Thread {
+        let thread = Box::into_raw(Box::new(Thread::new()));
+        // SAFETY: the key's destructor frees it when the thread ends. If the
+        // C library has no room for the pointer it is lost, and made anew.
+        unsafe {
+            libc::pthread_setspecific(self.0, thread.cast());
+            &*thread
+        }
+    }
 }
 
 /// How many threads of one forked child (or how many vforked children at a
@@ -135,8 +199,8 @@ fn gettid() -> libc::pid_t {
 }
 
 /// Runs `f` with the state of this thread, which is not a child's.
-pub(crate) fn own<R>(f: impl FnOnce(&Thread) -> R) -> R {
-    OWN.with(f)
+pub(crate) fn own<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> R {
+    f(page.own.get_or_make())
 }
 
 /// Runs `f` with the state of this thread of a child. `None`: the child has
@@ -149,17 +213,22 @@ pub(crate) fn in_child<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> Option<R
 /// to, as far as that is known without a system call.
 #[inline(always)]
 pub(crate) fn is_own(pid: libc::pid_t, tid: libc::pid_t) -> bool {
-    // A vforked child uses its parent's thread-local storage: what it finds
-    // there is its parent's, as the page's owner is, and still true.
-    match fork::page() {
-        Ok(page) if page.owner() == pid => own(|thread| {
-            if thread.tid.get() == 0 && !page.is_child() {
-                thread.tid.set(gettid());
-            }
-            thread.tid.get() == tid
-        }),
+    // A vforked child finds its parent's state: what it says of the parent
+    // is still true.
+    match fork::page_if_made() {
+        Some(page) if page.owner() == pid => match page.own.get() {
+            Some(thread) if thread.tid.get() != 0 => thread.tid.get() == tid,
+            _ => !page.is_child() && learn_tid(page) == tid,
+        },
         _ => false,
     }
+}
+
+#[cold]
+fn learn_tid(page: &Page) -> libc::pid_t {
+    let tid = gettid();
+    own(page, |thread| thread.tid.set(tid));
+    tid
 }
 
 /// The last call succeeded.
@@ -167,8 +236,8 @@ pub(crate) fn is_own(pid: libc::pid_t, tid: libc::pid_t) -> bool {
 pub(crate) fn succeeded(page: &Page) {
     if page.is_wiped() {
         forget_error_in_child(page);
-    } else if own(|thread| thread.failed.get()) {
-        reset_error(Some(page));
+    } else if page.own.get().is_some_and(|thread| thread.failed.get()) {
+        reset_error(page);
     }
 }
 
@@ -183,35 +252,53 @@ fn forget_error_in_child(page: &Page) {
     }
 }
 
+/// Runs `f` with the state of this thread, whether of a child or not. Nothing
+/// is run in a child that has more threads than there is room for, nor when
+/// the library could not have its page.
+fn any<R>(page: Option<&Page>, f: impl FnOnce(&Thread) -> R) -> Option<R> {
+    let page = page?;
+    match page.is_child() {
+        false => Some(own(page, f)),
+        true => in_child(page, f),
+    }
+}
+
+/// Writes the message of an error that is about to be returned.
+#[cold]
+pub(crate) fn set_message(text: fmt::Arguments<'_>) {
+    any(fork::page_if_made(), |thread| thread.set_message(text));
+}
+
 /// The last call failed, and what it leaves in errno.
 #[cold]
-pub(crate) fn failed(page: Option<&Page>, operation: u32, error: &Error) {
-    match page.filter(|page| page.is_child()) {
-        None => own(|thread| thread.set_error(operation, error)),
-        // No room: errno is all that is left.
-        Some(page) => in_child(page, |thread| thread.set_error(operation, error)).unwrap_or(()),
-    }
-    Errno::set_raw(error.errnum);
+pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
+    any(page, |thread| thread.set_error(operation, error));
+    error.errnum.set();
 }
 
 /// As `virInternalResetLastError()`.
 #[cold]
-pub(crate) fn reset_error(page: Option<&Page>) {
-    match page.filter(|page| page.is_child()) {
-        None => own(|thread| thread.failed.set(false)),
-        Some(page) => forget_error_in_child(page),
+pub(crate) fn reset_error(page: &Page) {
+    match page.is_child() {
+        false => own(page, |thread| thread.failed.set(false)),
+        true => forget_error_in_child(page),
     }
 }
 
 /// As `virInternalGetLastError()`.
-pub(crate) fn last_error(page: Option<&Page>) -> *mut virInternalError {
-    match page.filter(|page| page.is_child()) {
-        None => own(Thread::last_error),
-        Some(page) => page
-            .threads
-            .find(gettid())
-            .map_or(std::ptr::null_mut(), |child| child.thread.last_error()),
+pub(crate) fn last_error(page: &Page) -> Option<*mut virInternalError> {
+    match page.is_child() {
+        false => page.own.get().map(Thread::last_error),
+        true => {
+            let child = page.threads.find(gettid())?;
+            Some(child.thread.last_error())
+        }
     }
+}
+
+/// The handler that this thread went into last.
+pub(crate) fn innermost_frame() -> Option<Frame> {
+    any(fork::page_if_made(), |thread| thread.inside.innermost())?
 }
 
 const _: () = assert!(

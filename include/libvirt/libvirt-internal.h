@@ -1111,6 +1111,12 @@ void virInternalSecureErase(void *buf,
  */
 void virInternalSecureEraseString(char *str);
 
+/**
+ * What an unwinder asks when it comes to a frame of this library's: an
+ * exception has left a handler. No frame here can be unwound.
+ */
+int rust_eh_personality(void);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif  // __cplusplus

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Moves threads of a process into a cgroup.
 
-use std::ffi::c_void;
+use core::ffi::c_void;
 
-use std::cell::Cell;
-use std::ffi::c_char;
+use core::cell::Cell;
+use core::ffi::c_char;
 
 use libc::{c_int, c_uchar, c_uint, pid_t, size_t};
 
@@ -208,11 +208,11 @@ pub unsafe extern "C" fn virInternalCgroupAddThreads(
                 true => None,
                 false => Some(CpuMap::new(cpumap, maplen)?),
             };
-            let tids = std::slice::from_raw_parts(tids, ntids);
-            let ids = (!ids.is_null()).then(|| std::slice::from_raw_parts(ids, ntids));
+            let tids = core::slice::from_raw_parts(tids, ntids);
+            let ids = (!ids.is_null()).then(|| core::slice::from_raw_parts(ids, ntids));
             let results = match results.is_null() {
                 true => None,
-                false => Some(std::slice::from_raw_parts(
+                false => Some(core::slice::from_raw_parts(
                     results.cast::<Cell<c_int>>(),
                     ntids,
                 )),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The thread's last error.
 
-use std::ffi::c_char;
+use core::ffi::c_char;
 
 use libc::{c_int, c_uint};
 
@@ -55,7 +55,8 @@ pub type virInternalErrorPtr = *mut virInternalError;
  */
 #[unsafe(no_mangle)]
 pub extern "C" fn virInternalGetLastError() -> virInternalErrorPtr {
-    thread::last_error(fork::page().ok())
+    let error = fork::page_if_made().and_then(thread::last_error);
+    error.unwrap_or(core::ptr::null_mut())
 }
 symver!(virInternalGetLastError);
 
@@ -71,6 +72,8 @@ symver!(virInternalGetLastError);
  */
 #[unsafe(no_mangle)]
 pub extern "C" fn virInternalResetLastError() {
-    thread::reset_error(fork::page().ok());
+    if let Some(page) = fork::page_if_made() {
+        thread::reset_error(page);
+    }
 }
 symver!(virInternalResetLastError);

@@ -17,11 +17,9 @@ pub mod process_set_scheduler;
 pub mod secure_erase;
 pub mod types;
 
-use std::ffi::c_void;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use core::ffi::c_void;
 
 use libc::{c_int, c_uint};
-use nix::errno::Errno;
 
 use crate::dispatch::{self, Direct, Kind, Operation, Outcome};
 use crate::error::{Error, Result};
@@ -39,7 +37,7 @@ use types::{
 /// program that links the static library would define a second time.
 macro_rules! symver {
     ($function:ident) => {
-        std::arch::global_asm!(concat!(
+        core::arch::global_asm!(concat!(
             ".symver ",
             stringify!($function),
             ", ",
@@ -51,8 +49,7 @@ macro_rules! symver {
 pub(crate) use symver;
 
 /// Runs the body of an exported function: what it returns becomes 0, 1 or
-/// -1, errno, and the thread's last error. A panic, which would be a defect of
-/// this library, stops here.
+/// -1, errno, and the thread's last error.
 #[inline(always)]
 pub(crate) fn boundary(
     operation: u32,
@@ -60,34 +57,22 @@ pub(crate) fn boundary(
 ) -> c_int {
     let page = match fork::page() {
         Ok(page) => page,
-        Err(error) => return fail(None, operation, &error),
+        Err(error) => return fail(None, operation, error),
     };
-    match catch_unwind(AssertUnwindSafe(|| body(page))) {
-        Ok(Ok(outcome)) => {
+    match body(page) {
+        Ok(outcome) => {
             thread::succeeded(page);
             outcome as c_int
         }
-        Ok(Err(error)) => fail(Some(page), operation, &error),
-        Err(_) => fail_by_panic(page, operation),
+        Err(error) => fail(Some(page), operation, error),
     }
 }
 
 #[cold]
-fn fail(page: Option<&Page>, operation: u32, error: &Error) -> c_int {
+#[inline(never)]
+fn fail(page: Option<&Page>, operation: u32, error: Error) -> c_int {
     thread::failed(page, operation, error);
     -1
-}
-
-#[cold]
-fn fail_by_panic(page: &Page, operation: u32) -> c_int {
-    let error = Error::failed(
-        Errno::EIO,
-        format_args!(
-            "a defect of libvirt-internal in {}",
-            crate::operation::name(operation)
-        ),
-    );
-    fail(Some(page), operation, &error)
 }
 
 /// An operation's function: `request` checks the arguments.
@@ -116,6 +101,7 @@ pub(crate) fn operation_flags(flags: c_uint) -> Result<Direct> {
 }
 
 #[cold]
+#[inline(never)]
 fn unknown_flags(flags: c_uint) -> Error {
     Error::invalid(format_args!("unknown flags {flags:#x}"))
 }
@@ -148,7 +134,7 @@ pub(crate) fn set_handler(
             free,
             fork_safe: flags & VIR_INTERNAL_HANDLER_FORK_SAFE != 0,
         });
-        thread::own(|thread| {
+        thread::own(page, |thread| {
             dispatch::require_no_longjmp(&thread.inside);
             kind.registry.set(conn as Key, handler, &thread.inside);
         });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The CPUs that a thread may run on.
 
-use std::ffi::c_void;
+use core::ffi::c_void;
 
 use libc::{c_int, c_uchar, c_uint, pid_t};
 

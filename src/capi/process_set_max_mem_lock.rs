@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How much memory a process may lock.
 
-use std::ffi::c_void;
+use core::ffi::c_void;
 
 use libc::{c_int, c_uint, c_ulonglong, pid_t};
 

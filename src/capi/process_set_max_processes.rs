@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How many processes and threads the user of a process may have.
 
-use std::ffi::c_void;
+use core::ffi::c_void;
 
 use libc::{c_int, c_uint, pid_t};
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Erasing secrets.
 
-use std::ffi::{c_char, c_void};
+use core::ffi::{c_char, c_void};
 
 use libc::size_t;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Types and constants that all operations share.
 
-use std::ffi::c_void;
+use core::ffi::c_void;
 
 use libc::{c_int, c_uint};
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The CPUs that a thread may run on.
 
-use std::fmt;
+use core::fmt;
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use super::check;
 use crate::capi::process_set_affinity::VIR_INTERNAL_CPUMAP_MAX;
@@ -36,7 +36,7 @@ impl<'a> CpuMap<'a> {
             return Err(Error::invalid(format_args!("cpumap is NULL")));
         }
         // SAFETY: not NULL, and the caller's word for the length.
-        Ok(CpuMap(unsafe { std::slice::from_raw_parts(map, bytes) }))
+        Ok(CpuMap(unsafe { core::slice::from_raw_parts(map, bytes) }))
     }
 
     pub(crate) fn bytes(&self) -> &'a [u8] {
@@ -104,7 +104,7 @@ fn in_kernel(index: usize) -> usize {
 
 /// Sets the CPUs of a thread.
 #[inline(always)]
-pub(crate) fn set(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<(), Errno> {
+pub(crate) fn set(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<(), Errno> {
     if cfg!(target_endian = "little") {
         match set_mask(tid, map.0) {
             Err(Errno::EINVAL) => {}
@@ -115,7 +115,7 @@ pub(crate) fn set(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<(), 
 }
 
 #[inline(always)]
-fn set_mask(tid: libc::pid_t, mask: &[u8]) -> std::result::Result<(), Errno> {
+fn set_mask(tid: libc::pid_t, mask: &[u8]) -> core::result::Result<(), Errno> {
     // SAFETY: the kernel reads as many bytes as the mask has, at any address.
     let set = unsafe { libc::sched_setaffinity(tid, mask.len(), mask.as_ptr().cast()) };
     match set {
@@ -128,7 +128,7 @@ fn set_mask(tid: libc::pid_t, mask: &[u8]) -> std::result::Result<(), Errno> {
 /// to widen on EINVAL: up to four times, as libvirt's virProcessSetAffinity.
 #[cold]
 #[inline(never)]
-fn set_widened(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<(), Errno> {
+fn set_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<(), Errno> {
     let mut mask = [0; BYTES_MAX];
     for (index, &byte) in map.0.iter().enumerate() {
         mask[in_kernel(index)] = byte;
@@ -141,14 +141,14 @@ fn set_widened(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<(), Err
 
 /// The sizes to try for a map of `length` bytes.
 fn sizes(length: usize) -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(BYTES_FIRST), |size| Some(size * 4))
+    core::iter::successors(Some(BYTES_FIRST), |size| Some(size * 4))
         .take_while(|size| *size <= BYTES_MAX)
         .filter(move |size| *size >= length)
 }
 
 /// Whether the thread's CPUs are a non-empty subset of the map: a cpuset may
 /// have narrowed them.
-pub(crate) fn is_within(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Result<bool, Errno> {
+pub(crate) fn is_within(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<bool, Errno> {
     let mut mask = [0; BYTES_MAX];
     let length = get_mask(tid, &mut mask)?;
     let mut bytes = [0; BYTES_MAX];
@@ -159,7 +159,7 @@ pub(crate) fn is_within(tid: libc::pid_t, map: CpuMap<'_>) -> std::result::Resul
 }
 
 /// Fills `mask` as the kernel has it, and returns how much of it that is.
-fn get_mask(tid: libc::pid_t, mask: &mut [u8; BYTES_MAX]) -> std::result::Result<usize, Errno> {
+fn get_mask(tid: libc::pid_t, mask: &mut [u8; BYTES_MAX]) -> core::result::Result<usize, Errno> {
     let mut last = Err(Errno::EINVAL);
     for size in sizes(0) {
         // SAFETY: the kernel writes at most `size` bytes. (The system call

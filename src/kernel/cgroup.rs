@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! cgroups, v2 and v1: moving threads, and which threads are in one.
 
-use std::ffi::CStr;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use core::ffi::CStr;
+use core::fmt::Write;
+use core::mem::MaybeUninit;
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use super::check;
-use super::file::{self, Text};
+use super::file::{self, Fd, Text};
 use crate::error::{Error, Result};
 
 /// The path of a cgroup's directory: absolute, and short enough for the
@@ -45,8 +45,8 @@ impl<'a> GroupPath<'a> {
     }
 }
 
-impl std::fmt::Display for GroupPath<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl core::fmt::Display for GroupPath<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         Shown(self.0).fmt(f)
     }
 }
@@ -54,12 +54,25 @@ impl std::fmt::Display for GroupPath<'_> {
 /// A path in a message: what is too long for one ends in dots.
 struct Shown<'a>(&'a CStr);
 
-impl std::fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl core::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         const MAX: usize = 200;
         let bytes = self.0.to_bytes();
         let shown = &bytes[..bytes.len().min(MAX)];
-        write!(f, "'{}'", shown.escape_ascii())?;
+        f.write_char('\'')?;
+        for chunk in shown.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                f.write_char(if character.is_control() {
+                    '?'
+                } else {
+                    character
+                })?;
+            }
+            if !chunk.invalid().is_empty() {
+                f.write_char('?')?;
+            }
+        }
+        f.write_char('\'')?;
         match bytes.len() > MAX {
             true => write!(f, "... ({} bytes)", bytes.len()),
             false => Ok(()),
@@ -75,7 +88,7 @@ enum Version {
 
 /// A cgroup, by a descriptor of its directory.
 pub(crate) struct Group {
-    directory: OwnedFd,
+    directory: Fd,
     version: Version,
 }
 
@@ -94,7 +107,7 @@ impl Group {
         let mut status = MaybeUninit::<libc::statfs>::uninit();
         // SAFETY: the kernel fills the statfs when it returns 0.
         let status = unsafe {
-            check(libc::fstatfs(directory.as_raw_fd(), status.as_mut_ptr())).map_err(failed)?;
+            check(libc::fstatfs(directory.get(), status.as_mut_ptr())).map_err(failed)?;
             status.assume_init()
         };
         let version = match status.f_type {
@@ -114,33 +127,33 @@ impl Group {
     }
 
     /// Opens the file that takes single threads.
-    pub(crate) fn threads(&self) -> std::result::Result<Threads, Errno> {
+    pub(crate) fn threads(&self) -> core::result::Result<Threads, Errno> {
         let name = self.threads_file();
-        file::open_at(self.directory.as_fd(), name, libc::O_WRONLY).map(Threads)
+        file::open_at(&self.directory, name, libc::O_WRONLY).map(Threads)
     }
 
     /// Opens the file that takes whole processes, where they are what can be
     /// moved: a domain of v2.
-    pub(crate) fn processes(&self) -> std::result::Result<Threads, Errno> {
-        file::open_at(self.directory.as_fd(), c"cgroup.procs", libc::O_WRONLY).map(Threads)
+    pub(crate) fn processes(&self) -> core::result::Result<Threads, Errno> {
+        file::open_at(&self.directory, c"cgroup.procs", libc::O_WRONLY).map(Threads)
     }
 
     /// Calls `each` with the id of every thread in the group.
     pub(crate) fn for_each_thread(
         &self,
         mut each: impl FnMut(libc::pid_t),
-    ) -> std::result::Result<(), Errno> {
+    ) -> core::result::Result<(), Errno> {
         let name = self.threads_file();
-        let file = file::open_at(self.directory.as_fd(), name, libc::O_RDONLY)?;
+        let file = file::open_at(&self.directory, name, libc::O_RDONLY)?;
         file::for_each_number(&file, |number| each(number as libc::pid_t))
     }
 }
 
 /// A control file that moves who is written to it.
-pub(crate) struct Threads(OwnedFd);
+pub(crate) struct Threads(Fd);
 
 impl Threads {
-    pub(crate) fn add(&self, id: libc::pid_t) -> std::result::Result<(), Errno> {
+    pub(crate) fn add(&self, id: libc::pid_t) -> core::result::Result<(), Errno> {
         file::write(&self.0, Text::<16>::new(format_args!("{id}")).as_bytes())
     }
 }

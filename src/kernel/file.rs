@@ -1,48 +1,61 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Small files of /proc and cgroupfs, without allocation.
 
-use std::ffi::CStr;
-use std::fmt::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use core::ffi::CStr;
+use core::fmt::{self, Write};
 
-use nix::errno::Errno;
+use libc::c_int;
+
+use crate::errno::Errno;
 
 use super::check;
 
+/// A descriptor, closed when dropped.
+pub(crate) struct Fd(c_int);
+
+impl Fd {
+    /// # Safety
+    /// The descriptor was just made, and is nobody else's.
+    pub(crate) unsafe fn new(fd: i64) -> Fd {
+        Fd(fd as c_int)
+    }
+
+    pub(crate) fn get(&self) -> c_int {
+        self.0
+    }
+}
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        // SAFETY: nobody else's, so nobody uses it.
+        unsafe { libc::close(self.0) };
+    }
+}
+
 /// Opens `name` below `directory`, close-on-exec.
-pub(crate) fn open_at(
-    directory: BorrowedFd<'_>,
-    name: &CStr,
-    flags: libc::c_int,
-) -> Result<OwnedFd, Errno> {
-    // SAFETY: the name is a C string; without O_CREAT there is no mode.
-    let fd = check(unsafe {
-        libc::openat(
-            directory.as_raw_fd(),
-            name.as_ptr(),
-            flags | libc::O_CLOEXEC,
-        )
-    })?;
-    // SAFETY: just opened, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+pub(crate) fn open_at(directory: &Fd, name: &CStr, flags: c_int) -> Result<Fd, Errno> {
+    open_below(directory.get(), name, flags)
 }
 
 /// Opens a path, close-on-exec.
-pub(crate) fn open(path: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {
-    // SAFETY: AT_FDCWD is no descriptor that could be closed.
-    open_at(
-        unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) },
-        path,
-        flags,
-    )
+pub(crate) fn open(path: &CStr, flags: c_int) -> Result<Fd, Errno> {
+    open_below(libc::AT_FDCWD, path, flags)
+}
+
+fn open_below(directory: c_int, name: &CStr, flags: c_int) -> Result<Fd, Errno> {
+    let flags = flags | libc::O_CLOEXEC;
+    // SAFETY: the name is a C string; without O_CREAT there is no mode.
+    let fd = check(unsafe { libc::openat(directory, name.as_ptr(), flags) })?;
+    // SAFETY: just opened.
+    Ok(unsafe { Fd::new(fd) })
 }
 
 /// Reads at most as much as fits; 0 at the end.
-pub(crate) fn read(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+pub(crate) fn read(file: &Fd, buffer: &mut [u8]) -> Result<usize, Errno> {
     loop {
         // SAFETY: the kernel writes at most the buffer's length.
         let read = check(unsafe {
-            libc::read(file.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) as i64
+            libc::read(file.get(), buffer.as_mut_ptr().cast(), buffer.len()) as i64
         });
         match read {
             Err(Errno::EINTR) => {}
@@ -52,12 +65,11 @@ pub(crate) fn read(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
 }
 
 /// Writes all of it in one call, as control files want it.
-pub(crate) fn write(file: &OwnedFd, text: &[u8]) -> Result<(), Errno> {
+pub(crate) fn write(file: &Fd, text: &[u8]) -> Result<(), Errno> {
     loop {
         // SAFETY: the kernel reads at most the text's length.
-        let written = check(unsafe {
-            libc::write(file.as_raw_fd(), text.as_ptr().cast(), text.len()) as i64
-        });
+        let written =
+            check(unsafe { libc::write(file.get(), text.as_ptr().cast(), text.len()) as i64 });
         match written {
             Err(Errno::EINTR) => {}
             Ok(length) if length as usize != text.len() => return Err(Errno::EIO),
@@ -109,7 +121,7 @@ impl<const SIZE: usize> Write for Text<SIZE> {
 
 /// Calls `each` with every number in a file of one number a line, however
 /// long the file is.
-pub(crate) fn for_each_number(file: &OwnedFd, mut each: impl FnMut(u32)) -> Result<(), Errno> {
+pub(crate) fn for_each_number(file: &Fd, mut each: impl FnMut(u32)) -> Result<(), Errno> {
     let mut buffer = [0; 4096];
     let mut number = None;
     loop {

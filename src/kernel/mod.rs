@@ -10,7 +10,7 @@ pub(crate) mod process;
 pub(crate) mod rlimit;
 pub(crate) mod scheduler;
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 /// The result of a system call: what it returned, or errno.
 pub(crate) fn check(returned: impl Into<i64>) -> Result<i64, Errno> {

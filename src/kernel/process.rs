@@ -2,13 +2,12 @@
 //! Processes and threads: their ids, to whom a thread belongs, and holding a
 //! process so that its number cannot become another's unnoticed.
 
-use std::fmt;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use core::fmt;
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use super::check;
-use super::file::{self, Text};
+use super::file::{self, Fd, Text};
 use crate::error::{Error, Result};
 use crate::thread;
 
@@ -153,8 +152,8 @@ fn exists(id: libc::pid_t) -> bool {
 /// another without being noticed as long as this lives.
 pub(crate) struct Held {
     pid: Pid,
-    process: OwnedFd,
-    thread: Option<(Task, Option<OwnedFd>)>,
+    process: Fd,
+    thread: Option<(Task, Option<Fd>)>,
 }
 
 impl Held {
@@ -198,14 +197,14 @@ impl Held {
     }
 }
 
-fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> std::result::Result<OwnedFd, Errno> {
+fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> core::result::Result<Fd, Errno> {
     // SAFETY: numbers only; the kernel returns a new descriptor, close-on-exec.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
-    // SAFETY: just opened, and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    // SAFETY: just opened.
+    Ok(unsafe { Fd::new(fd) })
 }
 
-fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
+fn open_pidfd(pid: Pid) -> Result<Fd> {
     pidfd_open(pid.0, 0).map_err(|errnum| match errnum {
         Errno::ESRCH => Error::no_process(format_args!("there is no process {pid}")),
         // EINVAL until Linux 6.9, ENOENT since.
@@ -217,9 +216,9 @@ fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
 }
 
 /// Whether the process or thread has exited, be it reaped or not.
-fn has_exited(pidfd: &OwnedFd) -> Result<bool> {
+fn has_exited(pidfd: &Fd) -> Result<bool> {
     let mut poll = libc::pollfd {
-        fd: pidfd.as_raw_fd(),
+        fd: pidfd.get(),
         events: libc::POLLIN,
         revents: 0,
     };
@@ -247,21 +246,21 @@ fn has_exited(pidfd: &OwnedFd) -> Result<bool> {
 pub(crate) fn for_each_thread(
     pid: Pid,
     mut each: impl FnMut(libc::pid_t),
-) -> std::result::Result<(), Errno> {
+) -> core::result::Result<(), Errno> {
     let path = Text::<64>::new(format_args!("/proc/{pid}/task"));
     let directory = file::open(path.as_c_str(), libc::O_RDONLY | libc::O_DIRECTORY)?;
     // readdir() allocates; getdents64() fills a buffer of ours.
     #[repr(C, align(8))]
     struct Entries([u8; 4096]);
-    const NAME: usize = std::mem::offset_of!(libc::dirent64, d_name);
-    const LENGTH: usize = std::mem::offset_of!(libc::dirent64, d_reclen);
+    const NAME: usize = core::mem::offset_of!(libc::dirent64, d_name);
+    const LENGTH: usize = core::mem::offset_of!(libc::dirent64, d_reclen);
     let mut entries = Entries([0; 4096]);
     loop {
         // SAFETY: the kernel writes at most the buffer's length.
         let length = check(unsafe {
             libc::syscall(
                 libc::SYS_getdents64,
-                directory.as_raw_fd(),
+                directory.get(),
                 entries.0.as_mut_ptr(),
                 entries.0.len(),
             )
@@ -272,7 +271,7 @@ pub(crate) fn for_each_thread(
         let mut rest = &entries.0[..length];
         while let Some(&[low, high]) = rest.get(LENGTH..LENGTH + 2) {
             let (entry, next) = rest.split_at(usize::from(u16::from_ne_bytes([low, high])));
-            let name = std::ffi::CStr::from_bytes_until_nul(&entry[NAME..]);
+            let name = core::ffi::CStr::from_bytes_until_nul(&entry[NAME..]);
             let tid = name.ok().and_then(|name| name.to_str().ok()?.parse().ok());
             tid.into_iter().for_each(&mut each);
             rest = next;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Resource limits of processes.
 
-use std::fmt;
+use core::fmt;
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use super::check;
 use super::file::{self, Text};
@@ -76,7 +76,7 @@ pub(crate) fn set(resource: &'static Resource, pid: Pid, value: u64) -> Result<(
         rlim_max: value,
     };
     // SAFETY: the kernel reads one rlimit; there is no old one to write.
-    let set = unsafe { libc::prlimit(pid.get(), resource.number, &limit, std::ptr::null_mut()) };
+    let set = unsafe { libc::prlimit(pid.get(), resource.number, &limit, core::ptr::null_mut()) };
     match set {
         0 => Ok(()),
         _ => set_own(resource, pid, &limit),
@@ -102,7 +102,7 @@ pub(crate) fn get(resource: &'static Resource, pid: Pid) -> Result<Limit, Errno>
         rlim_max: 0,
     };
     // SAFETY: the kernel writes one rlimit; nothing is set.
-    let got = unsafe { libc::prlimit(pid.get(), resource.number, std::ptr::null(), &mut limit) };
+    let got = unsafe { libc::prlimit(pid.get(), resource.number, core::ptr::null(), &mut limit) };
     match check(got) {
         Ok(_) => Ok(Limit {
             soft: limit.rlim_cur,
@@ -126,25 +126,23 @@ fn get_from_proc(resource: &'static Resource, pid: Pid) -> Result<Limit, Errno> 
             read => length += read,
         }
     }
-    std::str::from_utf8(&buffer[..length])
-        .ok()
-        .and_then(|limits| parse_limits(limits, resource.line))
-        .ok_or(Errno::EPROTO)
+    parse_limits(&buffer[..length], resource.line).ok_or(Errno::EPROTO)
 }
 
 /// Finds one limit in the text of /proc/PID/limits.
-fn parse_limits(limits: &str, line: &str) -> Option<Limit> {
-    let mut numbers = limits
-        .lines()
-        .find_map(|text| text.strip_prefix(line))?
-        .split_ascii_whitespace()
-        .map(|number| match number {
-            "unlimited" => Some(libc::RLIM_INFINITY),
-            number => number.parse().ok(),
-        });
+fn parse_limits(limits: &[u8], line: &str) -> Option<Limit> {
+    let mut words = limits
+        .split(|&byte| byte == b'\n')
+        .find_map(|text| text.strip_prefix(line.as_bytes()))?
+        .split(|&byte| byte == b' ')
+        .filter(|word| !word.is_empty());
+    let mut next = || match words.next()? {
+        b"unlimited" => Some(libc::RLIM_INFINITY),
+        number => str::from_utf8(number).ok()?.parse().ok(),
+    };
     Some(Limit {
-        soft: numbers.next()??,
-        hard: numbers.next()??,
+        soft: next()?,
+        hard: next()?,
     })
 }
 
@@ -170,8 +168,8 @@ mod tests {
     fn unlimited_is_infinity_and_a_line_that_is_missing_is_an_error() {
         let text = "Limit          Soft Limit  Hard Limit  Units\n\
                     Max open files 1024        unlimited   files\n";
-        let limit = parse_limits(text, NOFILE.line).unwrap();
+        let limit = parse_limits(text.as_bytes(), NOFILE.line).unwrap();
         assert!(limit.soft == 1024 && limit.hard == libc::RLIM_INFINITY);
-        assert!(parse_limits(text, CORE.line).is_none());
+        assert!(parse_limits(text.as_bytes(), CORE.line).is_none());
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Scheduling policies and priorities of threads.
 
-use std::fmt;
+use core::fmt;
 
+use crate::errno::Errno;
 use libc::c_int;
-use nix::errno::Errno;
 
 use super::check;
 use crate::error::{Error, Result};
@@ -136,7 +136,7 @@ fn show(f: &mut fmt::Formatter<'_>, policy: c_int, priority: c_int) -> fmt::Resu
 
 /// Sets policy and priority of a thread.
 #[inline(always)]
-pub(crate) fn set(tid: libc::pid_t, schedule: Schedule) -> std::result::Result<(), Errno> {
+pub(crate) fn set(tid: libc::pid_t, schedule: Schedule) -> core::result::Result<(), Errno> {
     let parameters = libc::sched_param {
         sched_priority: schedule.priority,
     };
@@ -149,9 +149,9 @@ pub(crate) fn set(tid: libc::pid_t, schedule: Schedule) -> std::result::Result<(
 }
 
 /// Policy and priority of a thread, in one system call.
-pub(crate) fn get(tid: libc::pid_t) -> std::result::Result<InKernel, Errno> {
+pub(crate) fn get(tid: libc::pid_t) -> core::result::Result<InKernel, Errno> {
     // SAFETY: numbers only, so all zeros are valid.
-    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    let mut attributes: libc::sched_attr = unsafe { core::mem::zeroed() };
     // SAFETY: the kernel writes at most as many bytes as the size says.
     check(unsafe {
         libc::syscall(

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Moves threads of a process into a cgroup.
 
-use std::cell::{Cell, OnceCell};
-use std::ffi::c_void;
-use std::fmt;
-use std::ptr;
+use core::cell::{Cell, OnceCell};
+use core::ffi::c_void;
+use core::fmt;
+use core::ptr;
 
 use libc::{c_int, c_uint, pid_t};
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use crate::capi::cgroup_add_threads::{
     VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, VIR_INTERNAL_CGROUP_THREADS_MAX, virInternalCgroupAddThreadsHandler,
@@ -132,7 +132,7 @@ impl<'a> CgroupAddThreads<'a> {
                     break;
                 }
                 Err(Errno::ESRCH) => result.set(GONE),
-                Err(errnum) => result.set(-(errnum as c_int)),
+                Err(errnum) => result.set(-errnum.0),
                 Ok(()) => {}
             }
         }
@@ -178,7 +178,7 @@ impl<'a> CgroupAddThreads<'a> {
         };
         let moved = self.results().iter().filter(|result| result.get() == 0).count();
         Err(Error::failed(
-            Errno::from_raw(-result.get()),
+            Errno(-result.get()),
             format_args!(
                 "cannot {self}: {moved} of them were moved, thread {tid} was not"
             ),
@@ -224,7 +224,7 @@ impl Operation for CgroupAddThreads<'_> {
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
         let handler =
-            unsafe { std::mem::transmute::<Code, virInternalCgroupAddThreadsHandler>(handler) };
+            unsafe { core::mem::transmute::<Code, virInternalCgroupAddThreadsHandler>(handler) };
         let cpumap = self.cpumap.map_or(&[][..], |map| map.bytes());
         handler.map_or(1, |handler| {
             // SAFETY: as above; pointers and lengths come from slices, and

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! What the operations on resource limits have in common.
 
-use std::fmt;
+use core::fmt;
 
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use crate::dispatch::{Operation, not_done, not_readable};
 use crate::error::{Error, Result};

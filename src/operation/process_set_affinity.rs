@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The CPUs that a thread may run on.
 
-use std::ffi::c_void;
-use std::fmt;
+use core::ffi::c_void;
+use core::fmt;
 
 use libc::c_int;
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use crate::capi::process_set_affinity::{
     VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION, virInternalSetAffinityHandler,
@@ -48,7 +48,7 @@ impl Operation for ProcessSetAffinity<'_> {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { std::mem::transmute::<Code, virInternalSetAffinityHandler>(handler) };
+        let handler = unsafe { core::mem::transmute::<Code, virInternalSetAffinityHandler>(handler) };
         let map = self.cpumap.bytes();
         handler.map_or(1, |handler| {
             // SAFETY: as above; the map's length fits, it came as a c_int.

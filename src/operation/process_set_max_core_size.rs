@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How large a core file a process may leave.
 
-use std::ffi::c_void;
-use std::fmt;
+use core::ffi::c_void;
+use core::fmt;
 
 use libc::{c_int, c_ulonglong};
 
@@ -33,7 +33,7 @@ impl Operation for ProcessSetMaxCoreSize {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { std::mem::transmute::<Code, virInternalSetMaxCoreSizeHandler>(handler) };
+        let handler = unsafe { core::mem::transmute::<Code, virInternalSetMaxCoreSizeHandler>(handler) };
         // SAFETY: as above.
         handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.bytes, opaque) })
     }

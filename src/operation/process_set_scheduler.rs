@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The scheduling policy and priority of a thread.
 
-use std::ffi::c_void;
-use std::fmt;
+use core::ffi::c_void;
+use core::fmt;
 
 use libc::c_int;
-use nix::errno::Errno;
+use crate::errno::Errno;
 
 use crate::capi::process_set_scheduler::{
     VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalSetSchedulerHandler,
@@ -35,7 +35,7 @@ impl Operation for ProcessSetScheduler {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { std::mem::transmute::<Code, virInternalSetSchedulerHandler>(handler) };
+        let handler = unsafe { core::mem::transmute::<Code, virInternalSetSchedulerHandler>(handler) };
         let Self { task, schedule } = self;
         handler.map_or(1, |handler| {
             // SAFETY: as above.

@@ -10,12 +10,13 @@
 mod model;
 mod view;
 
-use std::ffi::c_void;
+use alloc::vec::Vec;
+use core::ffi::c_void;
 
 use crate::foreign;
 use crate::inside::{HANDLER_NONE, Inside, Mark};
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
-use crate::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex, lock, wait};
 use view::View;
 
 /// What a handler was set for: the address of a connection, or 0 for all.
@@ -65,7 +66,6 @@ struct State {
 /// The handlers of one operation.
 pub(crate) struct Registry {
     operation: u32,
-    name: &'static str,
     /// How many there are: all that a call reads when there is none.
     count: AtomicUsize,
     state: Mutex<State>,
@@ -75,11 +75,10 @@ pub(crate) struct Registry {
 
 macro_rules! registry_new {
     ($($const:tt)?) => {
-        /// The registry of the operation with that id and name.
-        pub(crate) $($const)? fn new(operation: u32, name: &'static str) -> Self {
+        /// The registry of the operation with that id.
+        pub(crate) $($const)? fn new(operation: u32) -> Self {
             Registry {
                 operation,
-                name,
                 count: AtomicUsize::new(0),
                 state: Mutex::new(State {
                     entries: Vec::new(),
@@ -110,7 +109,7 @@ impl Registry {
     /// Goes into the handler set for `key`, unless this thread is inside it
     /// already. It is not freed before the result is dropped.
     pub(crate) fn enter<'a>(&'a self, key: Key, inside: &'a Inside) -> Option<Call<'a>> {
-        let state = self.state.lock();
+        let state = lock(&self.state);
         let entry = state
             .entries
             .iter()
@@ -143,7 +142,7 @@ impl Registry {
     /// Made outside any handler, it returns when nobody is inside a handler
     /// that was removed for `key` and its free callback has returned.
     pub(crate) fn set(&self, key: Key, new: Option<Handler>, inside: &Inside) {
-        let mut state = self.state.lock();
+        let mut state = lock(&self.state);
         let old = state
             .entries
             .iter()
@@ -182,9 +181,9 @@ impl Registry {
     }
 
     fn wait_until_gone(&self, key: Key) {
-        let mut state = self.state.lock();
+        let mut state = lock(&self.state);
         while state.leaving.iter().any(|entry| entry.key == key) {
-            state = self.left.wait(state);
+            state = wait(&self.left, state);
         }
     }
 
@@ -194,13 +193,13 @@ impl Registry {
         if let Some(free) = entry.handler.free {
             let mut mark = Mark::new();
             let _entered = inside.enter(self.operation, HANDLER_NONE, &mut mark);
-            foreign::call(self.name, "free callback", || {
-                // SAFETY: the application gave both, to be called once when
-                // the handler is gone; `leave` and `set` see to the once.
-                unsafe { free(entry.handler.opaque) }
-            });
+            let guard = foreign::Guard;
+            // SAFETY: the application gave both, to be called once when the
+            // handler is gone; `Call` and `set` see to the once.
+            unsafe { free(entry.handler.opaque) };
+            guard.returned();
         }
-        let mut state = self.state.lock();
+        let mut state = lock(&self.state);
         state.leaving.retain(|leaving| !Arc::ptr_eq(leaving, entry));
         drop(state);
         self.left.notify_all();

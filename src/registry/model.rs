@@ -68,7 +68,7 @@ impl Seen {
 }
 
 fn registry() -> Arc<Registry> {
-    Arc::new(Registry::new(1, "model"))
+    Arc::new(Registry::new(1))
 }
 
 /// As an operation does: goes into the handler of `CONN`, if there is one,

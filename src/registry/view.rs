@@ -9,7 +9,8 @@
 //! other is being written. Tables are never freed, only outgrown, so that a
 //! reader that is late reads old words, notices by the version, and repeats.
 
-use std::ptr;
+use alloc::boxed::Box;
+use core::ptr;
 
 use super::{Handler, Key};
 use crate::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
@@ -20,7 +21,7 @@ struct Slot {
     key: AtomicUsize,
     id: AtomicU64,
     code: AtomicPtr<()>,
-    opaque: AtomicPtr<std::ffi::c_void>,
+    opaque: AtomicPtr<core::ffi::c_void>,
     fork_safe: AtomicUsize,
 }
 
