@@ -192,7 +192,9 @@ impl Held {
         };
         match pidfd {
             Some(pidfd) if has_exited(pidfd)? => Err(task.gone()),
-            _ => task.require_still(),
+            // Threads do not change their process.
+            Some(_) => Ok(()),
+            None => task.require_still(),
         }
     }
 }
