@@ -67,12 +67,14 @@ func Load(name string) error {
 
 // SetHandler has Handler called from now on.
 func SetHandler() error {
-	return failure(C.setHandler())
+	result, errno := C.setHandler()
+	return failure(result, errno)
 }
 
 // SetMaxFiles is virInternalProcessSetMaxFiles(). Its error is the errno.
 func SetMaxFiles(pid int, files uint) error {
-	return failure(C.setMaxFiles(C.pid_t(pid), C.uint(files)))
+	result, errno := C.setMaxFiles(C.pid_t(pid), C.uint(files))
+	return failure(result, errno)
 }
 
 // failure is the errno of a call that did not return 0: of one that did, errno
