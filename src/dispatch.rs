@@ -128,9 +128,10 @@ fn ask(
     direct: Direct,
 ) -> Result<Outcome> {
     let is_child = page.is_child();
-    let asked = |thread: &Thread| chain(kind, conn, operation, direct, thread, is_child);
+    let child = is_child.then_some(page);
+    let asked = |thread: &Thread| chain(kind, conn, operation, direct, thread, child);
     match is_child {
-        false => thread::own(page, asked),
+        false => thread::own(asked),
         true => thread::in_child(page, asked).unwrap_or_else(|| {
             Err(Error::failed(
                 Errno::EAGAIN,
@@ -162,7 +163,7 @@ fn chain(
     operation: &dyn Operation,
     direct: Direct,
     thread: &Thread,
-    is_child: bool,
+    child: Option<&Page>,
 ) -> Result<Outcome> {
     const EVERY_CONNECTION: Key = 0;
     let keys = [conn, EVERY_CONNECTION];
@@ -171,20 +172,23 @@ fn chain(
         _ => &keys[..],
     };
     let inside = &thread.inside;
-    if !is_child {
+    if child.is_none() {
         require_no_longjmp(inside);
     }
     let mut held = None;
     let mut passed_over = false;
     for &key in keys {
-        let found = match is_child {
-            false => kind.registry.enter(key, inside),
-            true => kind.registry.enter_in_child(key, inside),
+        let found = match child {
+            None => kind.registry.enter(key, inside),
+            Some(page) => kind
+                .registry
+                .enter_in_child(key, inside)
+                .filter(|call| !thread::was_forked_inside(page, kind.id, call.id)),
         };
         let Some(call) = found else {
             continue;
         };
-        if is_child && !call.handler.fork_safe {
+        if child.is_some() && !call.handler.fork_safe {
             passed_over = true;
             continue;
         }

@@ -12,22 +12,22 @@
 //! touched, and the way that ends in one system call does not ask.
 
 use core::ptr;
-use core::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use crate::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::thread::{ChildThreads, Own};
+use crate::thread::{self, ChildThreads};
 
-/// What is in the mapping; all zeros in a forked child. Nothing but zeros may
-/// be needed to make it valid there.
+/// What is in the mapping. All zeros are valid: that is how the kernel makes
+/// it, and how a forked child finds it.
 pub(crate) struct Page {
     /// The process that made it.
     owner: AtomicI32,
-    /// The states of that process's threads.
-    pub(crate) own: Own,
-    /// The states of children's threads: those cannot allocate one.
+    /// The states of the threads of vforked children.
     pub(crate) threads: ChildThreads,
+    /// Whether there ever was an error in one.
+    pub(crate) vforked_child_failed: AtomicBool,
 }
 
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
@@ -76,6 +76,9 @@ pub(crate) fn getpid() -> libc::pid_t {
 
 #[cold]
 fn make() -> Result<&'static Page> {
+    thread::make_key().map_err(|errnum| {
+        Error::failed(errnum, format_args!("cannot have thread-specific data"))
+    })?;
     let size = size_of::<Page>();
     // SAFETY: a new private mapping touches nobody's memory.
     let mapping = unsafe {
@@ -105,30 +108,36 @@ fn make() -> Result<&'static Page> {
         ));
     }
     let page = mapping.cast::<Page>();
-    let own = Own::new().map_err(|errnum| {
-        // SAFETY: the mapping made above, which nobody else knows of.
-        unsafe { libc::munmap(mapping, size) };
-        Error::failed(errnum, format_args!("cannot have thread-specific data"))
-    })?;
-    // SAFETY: large enough, aligned to a page, all zeros (which the rest is
-    // left at) are valid, and nobody else knows of it.
-    unsafe {
-        (&raw mut (*page).owner).write(AtomicI32::new(getpid()));
-        (&raw mut (*page).own).write(own);
-    }
+    // SAFETY: large enough, aligned to a page, and all zeros are valid.
+    unsafe { &*page }
+        .owner
+        .store(owner_of_memory(), Ordering::Relaxed);
     let published =
         PAGE.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire);
     match published {
         // SAFETY: published, and never unmapped.
         Ok(_) => Ok(unsafe { &*page }),
         Err(other) => {
-            // SAFETY: another thread was first; nobody knows of this mapping
-            // and its key, and nobody unmaps the other one.
+            // SAFETY: another thread was first; nobody knows of this mapping,
+            // and nobody unmaps the other one.
             unsafe {
-                (*page).own.delete();
                 libc::munmap(mapping, size);
                 Ok(&*other)
             }
         }
+    }
+}
+
+/// The process whose memory this is. When a child of vfork() is the first to
+/// call the library, that is its parent: the child will be gone, the mapping
+/// will not. Where the kernel does not say, it is the caller.
+fn owner_of_memory() -> libc::pid_t {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: getppid() has no arguments and cannot fail.
+    let (own, parent) = (getpid(), unsafe { libc::getppid() });
+    // SAFETY: numbers only.
+    match unsafe { libc::syscall(libc::SYS_kcmp, own, parent, KCMP_VM, 0, 0) } {
+        0 => parent,
+        _ => own,
     }
 }

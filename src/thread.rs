@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::c_void;
 use core::fmt;
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use crate::errno::Errno;
 use libc::c_int;
@@ -88,73 +88,100 @@ impl Thread {
     }
 }
 
-/// Where a thread finds its state: the C library's thread-specific data,
-/// which needs no storage in the threads of a program that loads this library.
-pub(crate) struct Own(libc::pthread_key_t);
+/// Where a thread finds its state: the C library's thread-specific data, which
+/// needs no storage in the threads of a program that loads this library.
+static KEY: AtomicU32 = AtomicU32::new(KEY_NONE);
 
-impl Own {
-    pub(crate) fn new() -> core::result::Result<Own, Errno> {
-        unsafe extern "C" fn drop_thread(thread: *mut c_void) {
-            // SAFETY: `get_or_make` made it with a Box, for this thread alone.
-            drop(unsafe { Box::from_raw(thread.cast::<Thread>()) });
-        }
-        let mut key = 0;
-        // SAFETY: a new key, which `drop_thread` fits.
-        match unsafe { libc::pthread_key_create(&mut key, Some(drop_thread)) } {
-            0 => Ok(Own(key)),
-            errnum => Err(Errno(errnum)),
-        }
-    }
+const KEY_NONE: libc::pthread_key_t = libc::pthread_key_t::MAX;
 
-    /// # Safety
-    /// Nobody has used it, nor will.
-    pub(crate) unsafe fn delete(&self) {
-        // SAFETY: the caller's word.
-        unsafe { libc::pthread_key_delete(self.0) };
+/// Makes the key, once. Comes before everything else in this file.
+pub(crate) fn make_key() -> core::result::Result<(), Errno> {
+    unsafe extern "C" fn drop_thread(thread: *mut c_void) {
+        // SAFETY: `make_own` made it with a Box, for this thread alone.
+        drop(unsafe { Box::from_raw(thread.cast::<Thread>()) });
     }
+    let mut key = KEY_NONE;
+    // SAFETY: a new key, whose destructor fits what `make_own` puts there.
+    match unsafe { libc::pthread_key_create(&mut key, Some(drop_thread)) } {
+        0 => {}
+        errnum => return Err(Errno(errnum)),
+    }
+    let first = KEY.compare_exchange(KEY_NONE, key, Ordering::AcqRel, Ordering::Relaxed);
+    if first.is_err() {
+        // SAFETY: another thread was first; nobody knows of this key.
+        unsafe { libc::pthread_key_delete(key) };
+    }
+    Ok(())
+}
 
-    /// The state of this thread, if it has needed one yet.
-    #[inline(always)]
-    fn get(&self) -> Option<&Thread> {
-        // SAFETY: NULL or what `get_or_make` made for this thread; it is not
-        // freed before the thread ends.
-        unsafe { libc::pthread_getspecific(self.0).cast::<Thread>().as_ref() }
-    }
+/// The state of this thread, if it has needed one yet. In a child it is that
+/// of the thread that forked it, at the time when it did.
+#[inline(always)]
+fn get_own<'a>() -> Option<&'a Thread> {
+    let key = KEY.load(Ordering::Relaxed);
+    // SAFETY: NULL or what `make_own` made for this thread, which is not freed
+    // before the thread ends.
+    unsafe { libc::pthread_getspecific(key).cast::<Thread>().as_ref() }
+}
 
-    #[inline(always)]
-    fn get_or_make(&self) -> &Thread {
-        self.get().unwrap_or_else(|| self.make())
+#[cold]
+#[inline(never)]
+fn make_own<'a>() -> &'a Thread {
+    let thread = Box::into_raw(Box::new(Thread::new()));
+    // SAFETY: the key's destructor frees it when the thread ends. If the C
+    // library has no room for the pointer it is lost, and made anew.
+    unsafe {
+        libc::pthread_setspecific(KEY.load(Ordering::Relaxed), thread.cast());
+        &*thread
     }
+}
 
-    #[cold]
-    #[inline(never)]
-    fn make(&self) -> &Thread {
-        let thread = Box::into_raw(Box::new(Thread::new()));
-        // SAFETY: the key's destructor frees it when the thread ends. If the
-        // C library has no room for the pointer it is lost, and made anew.
-        unsafe {
-            libc::pthread_setspecific(self.0, thread.cast());
-            &*thread
-        }
-    }
+/// Runs `f` with the state of this thread, which is not a child's.
+pub(crate) fn own<R>(f: impl FnOnce(&Thread) -> R) -> R {
+    f(get_own().unwrap_or_else(make_own))
 }
 
 /// How many threads of one forked child (or how many vforked children at a
 /// time) can have a last error and be inside fork-safe handlers.
 const CHILD_THREADS_MAX: usize = 16;
 
-/// The threads of children.
+/// The states of children's threads, which cannot allocate one.
 pub(crate) struct ChildThreads([ChildThread; CHILD_THREADS_MAX]);
 
 struct ChildThread {
     /// Whose it is; 0 when nobody's.
     tid: AtomicI32,
+    /// What pthread_self() says in it. A child of vfork() says the same as the
+    /// thread that forked it, which waits meanwhile.
+    pthread: AtomicUsize,
     thread: Thread,
 }
 
 // SAFETY: a thread's state is only touched by the thread whose id is in `tid`,
-// which `claim` writes with a compare-and-swap.
+// which `claim` writes with a compare-and-swap; `release_of` comes when that
+// thread, a vforked child of the caller, is no more.
 unsafe impl Sync for ChildThread {}
+
+/// Those of children with memory of their own. It is not wiped on fork, so
+/// that a child of a child knows which handlers it was forked in.
+static FORKED: ChildThreads = ChildThreads(
+    [const {
+        ChildThread {
+            tid: AtomicI32::new(0),
+            pthread: AtomicUsize::new(0),
+            thread: Thread::new(),
+        }
+    }; CHILD_THREADS_MAX],
+);
+
+/// Where the threads of this child have their state. Those of vforked children
+/// lie in the page: other children of the same parent must not see them.
+fn children(page: &Page) -> &ChildThreads {
+    match page.is_wiped() {
+        true => &FORKED,
+        false => &page.threads,
+    }
+}
 
 impl ChildThreads {
     fn find(&self, tid: libc::pid_t) -> Option<&ChildThread> {
@@ -164,27 +191,41 @@ impl ChildThreads {
     }
 
     fn claim(&self, tid: libc::pid_t) -> Option<&ChildThread> {
-        self.find(tid)
-            .or_else(|| self.0.iter().find(|child| child.take(0, tid)))
-            .or_else(|| {
-                self.0.iter().find(|child| {
-                    let owner = child.tid.load(Ordering::Acquire);
-                    let taken = !exists(owner) && child.take(owner, tid);
-                    if taken {
-                        child.thread.failed.set(false);
-                        child.thread.inside.clear();
-                    }
-                    taken
-                })
+        let free = || self.0.iter().find(|child| child.take(0, tid));
+        let of_the_dead = || {
+            self.0.iter().find(|child| {
+                let owner = child.tid.load(Ordering::Acquire);
+                !exists(owner) && child.take(owner, tid)
             })
+        };
+        self.find(tid).or_else(free).or_else(of_the_dead)
+    }
+
+    /// The states of threads that are this one or that it was forked from.
+    fn of(&self, pthread: usize) -> impl Iterator<Item = &ChildThread> {
+        self.0.iter().filter(move |child| {
+            child.tid.load(Ordering::Relaxed) != 0
+                && child.pthread.load(Ordering::Relaxed) == pthread
+        })
     }
 }
 
 impl ChildThread {
     fn take(&self, from: libc::pid_t, to: libc::pid_t) -> bool {
-        self.tid
+        let taken = self
+            .tid
             .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+            .is_ok();
+        if taken {
+            self.pthread.store(pthread_self(), Ordering::Relaxed);
+            self.thread.failed.set(false);
+            self.thread.inside.clear();
+        }
+        taken
+    }
+
+    fn release(&self) {
+        self.tid.store(0, Ordering::Release);
     }
 }
 
@@ -198,15 +239,25 @@ fn gettid() -> libc::pid_t {
     unsafe { libc::gettid() }
 }
 
-/// Runs `f` with the state of this thread, which is not a child's.
-pub(crate) fn own<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> R {
-    f(page.own.get_or_make())
+fn pthread_self() -> usize {
+    // SAFETY: pthread_self() has no arguments and cannot fail.
+    unsafe { libc::pthread_self() as usize }
 }
 
 /// Runs `f` with the state of this thread of a child. `None`: the child has
 /// more threads than there is room for.
 pub(crate) fn in_child<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> Option<R> {
-    page.threads.claim(gettid()).map(|child| f(&child.thread))
+    children(page).claim(gettid()).map(|child| f(&child.thread))
+}
+
+/// Whether this thread of a child was forked, itself or whatever it was forked
+/// from, inside that handler.
+pub(crate) fn was_forked_inside(page: &Page, operation: u32, handler: u64) -> bool {
+    let is_inside = |thread: &Thread| thread.inside.contains(operation, handler);
+    get_own().is_some_and(is_inside)
+        || children(page)
+            .of(pthread_self())
+            .any(|child| is_inside(&child.thread))
 }
 
 /// Whether `tid` is this very thread and `pid` the process that it belongs
@@ -216,39 +267,31 @@ pub(crate) fn is_own(pid: libc::pid_t, tid: libc::pid_t) -> bool {
     // A vforked child finds its parent's state: what it says of the parent
     // is still true.
     match fork::page_if_made() {
-        Some(page) if page.owner() == pid => match page.own.get() {
+        Some(page) if page.owner() == pid => match get_own() {
             Some(thread) if thread.tid.get() != 0 => thread.tid.get() == tid,
-            _ => !page.is_child() && learn_tid(page) == tid,
+            _ => !page.is_child() && learn_tid() == tid,
         },
         _ => false,
     }
 }
 
 #[cold]
-fn learn_tid(page: &Page) -> libc::pid_t {
+fn learn_tid() -> libc::pid_t {
     let tid = gettid();
-    own(page, |thread| thread.tid.set(tid));
+    own(|thread| thread.tid.set(tid));
     tid
 }
 
 /// The last call succeeded.
 #[inline(always)]
 pub(crate) fn succeeded(page: &Page) {
-    if page.is_wiped() {
-        forget_error_in_child(page);
-    } else if page.own.get().is_some_and(|thread| thread.failed.get()) {
+    // What a vforked child leaves is found by the thread that forked it, too.
+    if page.is_wiped()
+        || get_own().is_some_and(|thread| thread.failed.get())
+        || page.vforked_child_failed.load(Ordering::Relaxed)
+            && page.threads.of(pthread_self()).next().is_some()
+    {
         reset_error(page);
-    }
-}
-
-#[cold]
-fn forget_error_in_child(page: &Page) {
-    if let Some(child) = page.threads.find(gettid()) {
-        child.thread.failed.set(false);
-        // Room for another one, unless this is a call from a handler.
-        if child.thread.inside.is_empty() {
-            child.tid.store(0, Ordering::Release);
-        }
     }
 }
 
@@ -258,7 +301,7 @@ fn forget_error_in_child(page: &Page) {
 fn any<R>(page: Option<&Page>, f: impl FnOnce(&Thread) -> R) -> Option<R> {
     let page = page?;
     match page.is_child() {
-        false => Some(own(page, f)),
+        false => Some(own(f)),
         true => in_child(page, f),
     }
 }
@@ -273,24 +316,38 @@ pub(crate) fn set_message(text: fmt::Arguments<'_>) {
 #[cold]
 pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
     any(page, |thread| thread.set_error(operation, error));
+    if let Some(page) = page.filter(|page| !page.is_wiped() && page.is_child()) {
+        page.vforked_child_failed.store(true, Ordering::Relaxed);
+    }
     error.errnum.set();
 }
 
 /// As `virInternalResetLastError()`.
 #[cold]
 pub(crate) fn reset_error(page: &Page) {
-    match page.is_child() {
-        false => own(page, |thread| thread.failed.set(false)),
-        true => forget_error_in_child(page),
+    if !page.is_child() {
+        if let Some(thread) = get_own() {
+            thread.failed.set(false);
+        }
+        // This thread runs: children that it vforked are no more.
+        page.threads
+            .of(pthread_self())
+            .for_each(ChildThread::release);
+    } else if let Some(child) = children(page).find(gettid()) {
+        child.thread.failed.set(false);
+        // Room for another one, unless this is a call from a handler.
+        if child.thread.inside.is_empty() {
+            child.release();
+        }
     }
 }
 
 /// As `virInternalGetLastError()`.
 pub(crate) fn last_error(page: &Page) -> Option<*mut virInternalError> {
     match page.is_child() {
-        false => page.own.get().map(Thread::last_error),
+        false => get_own().map(Thread::last_error),
         true => {
-            let child = page.threads.find(gettid())?;
+            let child = children(page).find(gettid())?;
             Some(child.thread.last_error())
         }
     }

@@ -134,7 +134,7 @@ pub(crate) fn set_handler(
             free,
             fork_safe: flags & VIR_INTERNAL_HANDLER_FORK_SAFE != 0,
         });
-        thread::own(page, |thread| {
+        thread::own(|thread| {
             dispatch::require_no_longjmp(&thread.inside);
             kind.registry.set(conn as Key, handler, &thread.inside);
         });

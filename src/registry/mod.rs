@@ -126,10 +126,11 @@ impl Registry {
     }
 
     /// As [`enter`](Self::enter), for forked children: takes no lock and
-    /// writes nothing, so nobody waits for the call either.
+    /// writes nothing, so nobody waits for the call either. Whether the child
+    /// is inside it already is not known here: it may have been forked there.
     pub(crate) fn enter_in_child<'a>(&'a self, key: Key, inside: &'a Inside) -> Option<Call<'a>> {
         let (id, handler) = self.view.find(key)?;
-        (!inside.contains(self.operation, id)).then_some(Call {
+        Some(Call {
             handler,
             id,
             inside,
