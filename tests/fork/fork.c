@@ -661,7 +661,7 @@ static void call_from_inside(void *argument)
     expect_limit(RLIMIT_CORE, 8192);
 }
 
-static void all_calls(void *argument)
+static void calls_from_inside(void *argument)
 {
     call_from_inside(argument);
     step("another operation's fork-safe handler");
@@ -692,7 +692,7 @@ static bool run_forking_handler(enum kind kind, void (*child)(void *),
 
 static void test_a_child_forked_inside_a_handler(enum kind kind)
 {
-    bool passed = run_forking_handler(kind, all_calls, 0);
+    bool passed = run_forking_handler(kind, calls_from_inside, 0);
 
     print_result(failure_of(passed), "a_child_forked_inside_a_handler_skips_it_%s",
                  kind_names[kind]);
