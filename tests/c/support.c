@@ -64,9 +64,9 @@ support_expect_error(const char *file, int line, const char *call,
 const char *
 text(const char *format, ...)
 {
-    static char buffers[4][8192];
+    static char buffers[32][512];
     static unsigned int next;
-    char *buffer = buffers[next++ % 4];
+    char *buffer = buffers[next++ % 32];
     va_list args;
 
     va_start(args, format);

@@ -39,7 +39,7 @@ void support_expect_return(const char *file, int line, const char *call,
 void support_expect_error(const char *file, int line, const char *call,
                           int actual, int code, int errnum, const char *part);
 
-/* Formats into a buffer that is good until the fourth call from now. */
+/* Formats into a buffer that is good until the 32nd call from now. */
 __attribute__((format(printf, 1, 2)))
 const char *text(const char *format, ...);
 
