@@ -361,17 +361,16 @@ impl Report {
 
 impl Tried {
     fn describe(&self) -> (Tone, String) {
-        let needs = |missing: &Missing| format!("needs {}", missing.what);
         match &self.result {
             Finding::Yes => (Tone::Good, "yes".into()),
             Finding::No(failure, missing) => {
                 let errno = failure
                     .iter()
                     .map(|failure| format!("{:?}", failure.errnum));
-                let text: Vec<String> = errno.chain(missing.iter().map(needs)).collect();
+                let text: Vec<String> = errno.chain(missing.iter().map(Missing::needs)).collect();
                 (Tone::Missing, format!("no: {}", text.join(", ")))
             }
-            Finding::Unknown(missing) => (Tone::Plain, format!("not tried: {}", needs(missing))),
+            Finding::Unknown(missing) => (Tone::Plain, format!("not tried: {}", missing.needs())),
         }
     }
 

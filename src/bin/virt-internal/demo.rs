@@ -267,7 +267,7 @@ impl Played {
             (Outcome::NotHandled, _) => (Tone::Good, "not handled, nothing done".into()),
             (Outcome::Failed(failure), Some(missing)) => (
                 Tone::Missing,
-                format!("{:?}: needs {}", failure.errnum, missing.what),
+                format!("{:?}: {}", failure.errnum, missing.needs()),
             ),
             (Outcome::Failed(failure), None) => match self.way {
                 Way::Handler(Behaviour::Lies) => (Tone::Good, "READ_BACK: found out".into()),
@@ -304,7 +304,7 @@ fn print_table(host: &Host, rows: &[Row], wrong: bool) {
             ],
             Err(missing) => vec![
                 name,
-                (Tone::Missing, format!("not shown: needs {}", missing.what)),
+                (Tone::Missing, format!("not shown: {}", missing.needs())),
             ],
         });
     }

@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use crate::proc;
@@ -35,7 +34,7 @@ impl fmt::Display for Kind {
 #[derive(Clone)]
 pub struct Missing {
     pub kind: Kind,
-    /// It goes behind "needs".
+    /// It goes behind "needs", but for a trial, where it is a sentence.
     pub what: String,
     /// Ways to get it.
     pub hints: Vec<String>,
@@ -55,6 +54,13 @@ impl Missing {
         self
     }
 
+    pub fn needs(&self) -> String {
+        match self.kind {
+            Kind::Trial => self.what.clone(),
+            _ => format!("needs {}", self.what),
+        }
+    }
+
     pub fn to_json(&self) -> Value {
         json!({ "kind": self.kind.to_string(), "what": self.what, "hints": self.hints })
     }
@@ -62,13 +68,7 @@ impl Missing {
 
 impl From<std::io::Error> for Missing {
     fn from(error: std::io::Error) -> Missing {
-        Missing::new(Kind::Trial, format!("this to work: {error}"))
-    }
-}
-
-impl From<Errno> for Missing {
-    fn from(errnum: Errno) -> Missing {
-        std::io::Error::from(errnum).into()
+        Missing::new(Kind::Trial, error.to_string())
     }
 }
 
@@ -132,11 +132,8 @@ impl Capability {
                 .hint("KubeVirt: have virt-handler do it, called by a handler");
         }
         if !is_in_initial_user_namespace() {
-            return Missing::new(
-                Kind::Capability,
-                format!("{self} in the initial user namespace"),
-            )
-            .hint("run outside the user namespace, or have a handler do it there");
+            return Missing::new(Kind::Capability, format!("{self}, initial userns"))
+                .hint("run outside the user namespace, or have a handler do it there");
         }
         Missing::new(Kind::Kernel, "a security policy that allows it").hint(format!(
             "{self} is in force: look at seccomp and the LSM (SELinux, AppArmor)"

@@ -12,6 +12,7 @@ use std::thread;
 
 use clap::Args;
 use libc::pid_t;
+use nix::errno::Errno;
 
 /// The user of a target that is not ours.
 const OTHER_UID: libc::uid_t = 65534;
@@ -64,7 +65,7 @@ impl Target {
 }
 
 fn cannot_start(why: &str) -> io::Error {
-    io::Error::other(format!("cannot start a process to try it on: {why}"))
+    io::Error::other(format!("no process to try it on: {why}"))
 }
 
 impl Drop for Target {
@@ -87,7 +88,7 @@ pub struct Arguments {
 impl Arguments {
     pub fn run(&self) -> crate::Result {
         if let Some(Err(error)) = self.uid.map(become_user) {
-            println!("cannot become another user: {error}");
+            println!("cannot become another user: {}", error.desc());
             return Ok(ExitCode::FAILURE);
         }
         let (send, receive) = mpsc::channel();
@@ -115,11 +116,8 @@ fn gettid() -> pid_t {
     unsafe { libc::gettid() }
 }
 
-fn become_user(id: libc::uid_t) -> io::Result<()> {
-    let check = |returned| match returned {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
+fn become_user(id: libc::uid_t) -> Result<(), Errno> {
+    let check = |returned| Errno::result(returned).map(drop);
     // SAFETY: numbers only; no list of groups is read where there are none.
     unsafe {
         check(libc::setgroups(0, std::ptr::null()))?;

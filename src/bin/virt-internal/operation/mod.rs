@@ -103,7 +103,7 @@ impl<R> Stage<R> {
         requests: impl FnOnce(&Target, Option<&Groups>) -> io::Result<R>,
     ) -> Result<Self, Missing> {
         if user == User::Other && !(SETUID.is_effective() && SETGID.is_effective()) {
-            let what = "CAP_SETUID, CAP_SETGID (to try it)";
+            let what = "to start such a process takes CAP_SETUID, CAP_SETGID";
             return Err(Missing::new(privilege::Kind::Trial, what));
         }
         let target = Target::start(user)?;

@@ -17,7 +17,7 @@ use virt_internal::capi::types::virInternalOperation;
 use super::{Operation, Request, Requests, Scene, Stage, State, Trial};
 use crate::cgroup;
 use crate::library::Script;
-use crate::privilege::{Kind, Missing, SYS_NICE};
+use crate::privilege::{Kind, Missing, SYS_NICE, is_in_initial_user_namespace};
 use crate::proc;
 use crate::target::User;
 
@@ -199,7 +199,8 @@ impl Request for ProcessSetScheduler {
         }
         let most = proc::limit(self.pid, "Max realtime priority").map_or(0, |limit| limit.soft);
         let is_within_limit = u64::try_from(self.priority).is_ok_and(|asked| asked <= most);
-        if SYS_NICE.is_effective() || is_within_limit {
+        let is_privileged = SYS_NICE.is_effective() && is_in_initial_user_namespace();
+        if is_privileged || is_within_limit {
             let file = cgroup::realtime_budget(self.pid).unwrap_or_default();
             let file = file.to_string_lossy();
             if proc::read(&file).is_ok_and(|budget| budget.trim() == "0") {
