@@ -28,7 +28,7 @@ pub fn paint(tone: Tone, text: &str) -> String {
         Tone::Missing => 33,
         Tone::Wrong => 31,
     };
-    match colours() {
+    match colours() && !text.is_empty() {
         true => format!("\x1b[{code}m{text}\x1b[0m"),
         false => text.to_owned(),
     }

@@ -62,12 +62,11 @@ pub trait Operation: Request {
     fn trials() -> Vec<Trial>;
 }
 
-/// Requests and what they are about, which is gone when this is dropped: first
-/// the process, then the cgroups that it was in.
+/// Requests and what they are about, which is gone when this is dropped.
 pub struct Stage<R> {
     pub requests: R,
-    _target: Target,
-    _groups: Option<Groups>,
+    /// In the order in which they have to go.
+    _props: (Target, Option<Groups>),
 }
 
 /// Requests to be made of one process, one after the other.
@@ -78,7 +77,7 @@ pub struct Scene {
 }
 
 pub struct Requests {
-    /// They are allowed everywhere, and each changes something.
+    /// Everybody may make them; each changes something where there is room.
     pub allowed: [Box<dyn Request>; 3],
     /// Not the case after them, and maybe not allowed.
     pub beyond: Box<dyn Request>,
@@ -108,10 +107,10 @@ impl<R> Stage<R> {
         }
         let target = Target::start(user)?;
         let groups = groups(&target)?;
+        let props = (target, groups);
         Ok(Stage {
-            requests: requests(&target, groups.as_ref())?,
-            _target: target,
-            _groups: groups,
+            requests: requests(&props.0, props.1.as_ref())?,
+            _props: props,
         })
     }
 }

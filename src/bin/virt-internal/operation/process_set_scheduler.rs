@@ -30,6 +30,7 @@ pub struct ProcessSetScheduler {
     /// One of its threads [default: its first]
     #[arg(long, allow_negative_numbers = true)]
     tid: Option<pid_t>,
+    /// By libvirt's names; none leaves it as it is
     #[arg(long)]
     policy: Policy,
     /// 1 to 99 for fifo and rr
@@ -39,7 +40,6 @@ pub struct ProcessSetScheduler {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Policy {
-    /// Leave it as it is
     None,
     Batch,
     Idle,
