@@ -10,6 +10,7 @@ use super::{boundary, operation_flags, set_handler, symver};
 use crate::dispatch::{Outcome, dispatch};
 use crate::kernel::process::{Pid, Task};
 use crate::kernel::scheduler::Schedule;
+pub use crate::kernel::scheduler::virInternalSchedPolicy;
 use crate::operation::process_set_scheduler::{KIND, ProcessSetScheduler};
 use crate::registry::{Code, Key};
 

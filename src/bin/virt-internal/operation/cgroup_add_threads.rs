@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Moves threads of a process into a cgroup.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, CString, OsStr, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::{fmt, fs, io, ptr, slice};
+
+use clap::{Args, ValueEnum};
+use libc::{c_char, c_int, c_uchar, c_uint, pid_t, size_t};
+use nix::errno::Errno;
+use virt_internal::capi::cgroup_add_threads::{
+    VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, virInternalCgroupAddThreads,
+    virInternalCgroupAddThreadsHandler, virInternalSetCgroupAddThreadsHandler,
+    virInternalThreadRole,
+};
+use virt_internal::capi::types::virInternalOperation;
+
+use super::{Operation, Request, Requests, Scene, Stage, State, Trial};
+use crate::cgroup::{self, Groups, Version};
+use crate::library::Script;
+use crate::privilege::{Kind, Missing};
+use crate::proc;
+use crate::target::{Target, User};
+
+/// Move threads of a process into a cgroup
+#[derive(Args)]
+pub struct CgroupAddThreads {
+    /// The process
+    #[arg(long, allow_negative_numbers = true)]
+    pid: pid_t,
+    /// The cgroup's directory
+    #[arg(long)]
+    group: PathBuf,
+    /// What the threads do
+    #[arg(long, default_value = "vcpu")]
+    role: Role,
+    /// A thread; more may follow
+    #[arg(long = "tid", required_unless_present = "all_threads", num_args = 1..)]
+    tids: Vec<pid_t>,
+    /// All threads of the process
+    #[arg(long, conflicts_with = "tids")]
+    all_threads: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    Vcpu,
+    Emulator,
+    Iothread,
+    Helper,
+}
+
+impl Role {
+    fn number(self) -> c_int {
+        use virInternalThreadRole::*;
+        let role = match self {
+            Role::Vcpu => VIR_INTERNAL_THREAD_VCPU,
+            Role::Emulator => VIR_INTERNAL_THREAD_EMULATOR,
+            Role::Iothread => VIR_INTERNAL_THREAD_IOTHREAD,
+            Role::Helper => VIR_INTERNAL_THREAD_HELPER,
+        };
+        role as c_int
+    }
+
+    fn of_number(number: c_int) -> Option<Role> {
+        let mut roles = Role::value_variants().iter().copied();
+        roles.find(|role| role.number() == number)
+    }
+}
+
+impl CgroupAddThreads {
+    fn tids(&self) -> Vec<pid_t> {
+        match self.all_threads {
+            // Of a process that is not there the library is to say so.
+            true => proc::threads(self.pid).unwrap_or_else(|_| vec![self.pid]),
+            false => self.tids.clone(),
+        }
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        self.group.file_name().unwrap_or(self.group.as_os_str()).to_string_lossy()
+    }
+
+    fn file(&self) -> PathBuf {
+        let v2 = self.group.join(Version::V2.threads_file());
+        match v2.exists() {
+            true => v2,
+            false => self.group.join(Version::V1.threads_file()),
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn handler(
+    pid: pid_t,
+    group: *const c_char,
+    role: c_int,
+    tids: *const pid_t,
+    _ids: *const c_uint,
+    ntids: size_t,
+    _cpumap: *const c_uchar,
+    _maplen: c_int,
+    _results: *mut c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    let Some(role) = Role::of_number(role) else {
+        return -libc::EINVAL;
+    };
+    // SAFETY: the library gives that many ids and, since every request here
+    // has one, a group.
+    let (group, tids) = unsafe { (CStr::from_ptr(group), slice::from_raw_parts(tids, ntids)) };
+    let request = CgroupAddThreads {
+        pid,
+        group: OsStr::from_bytes(group.to_bytes()).into(),
+        role,
+        tids: tids.to_vec(),
+        all_threads: false,
+    };
+    // SAFETY: set with a script, by `set_handler`.
+    unsafe { Script::of(opaque) }.answer(&request)
+}
+
+impl Request for CgroupAddThreads {
+    fn asked(&self) -> String {
+        format!("{} into {}", self.tids().len(), self.name())
+    }
+
+    fn call(&self, flags: c_uint) -> c_int {
+        let tids = self.tids();
+        // An argument of a program has no NUL.
+        let group = CString::new(self.group.as_os_str().as_bytes()).unwrap_or_default();
+        // SAFETY: the list is as long as it says; what is NULL may be.
+        unsafe {
+            virInternalCgroupAddThreads(
+                ptr::null_mut(),
+                self.pid,
+                group.as_ptr(),
+                self.role.number(),
+                tids.as_ptr(),
+                ptr::null(),
+                tids.len(),
+                ptr::null(),
+                0,
+                ptr::null_mut(),
+                flags,
+            )
+        }
+    }
+
+    unsafe fn set_handler(&self, script: Option<&Script>) -> c_int {
+        let function: virInternalCgroupAddThreadsHandler = script.map(|_| handler as _);
+        // SAFETY: the caller keeps the script, which is what `handler` takes.
+        unsafe {
+            virInternalSetCgroupAddThreadsHandler(
+                ptr::null_mut(),
+                VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION,
+                function,
+                script.map_or(ptr::null_mut(), Script::as_opaque),
+                None,
+                0,
+            )
+        }
+    }
+
+    fn act(&self) -> Result<(), Errno> {
+        let errnum = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+        let file = self.file();
+        self.tids()
+            .iter()
+            .try_for_each(|tid| fs::write(&file, tid.to_string()).map_err(errnum))
+    }
+
+    fn state(&self) -> io::Result<State> {
+        let file = self.file();
+        let members = proc::read(&file.to_string_lossy())?;
+        let is_in = |tid: &&pid_t| members.lines().any(|member| member == tid.to_string());
+        let tids = self.tids();
+        let inside = tids.iter().filter(is_in).count();
+        Ok(State {
+            text: format!("{inside} of {} in {}", tids.len(), self.name()),
+            as_asked: inside == tids.len(),
+        })
+    }
+
+    fn missing(&self, errnum: Errno) -> Option<Missing> {
+        let missing = Missing::new;
+        match errnum {
+            Errno::EACCES | Errno::EPERM | Errno::EROFS => {
+                Some(cgroup::not_writable(&self.file(), &errnum.into()))
+            }
+            Errno::EOPNOTSUPP => Some(
+                missing(Kind::Cgroup, "a threaded cgroup, or all threads of the process")
+                    .hint("echo threaded > cgroup.type, in the domain of the process")
+                    .hint("virt-internal call cgroup-add-threads --all-threads"),
+            ),
+            Errno::ENOENT => Some(missing(Kind::Argument, "a cgroup that exists")),
+            _ => None,
+        }
+    }
+}
+
+/// Both versions, with the words for them.
+const VERSIONS: [(&str, Version); 2] = [("v2", Version::V2), ("v1", Version::V1)];
+
+fn stage<R>(
+    version: Version,
+    requests: impl FnOnce(&dyn Fn(&[usize], &str, Role) -> Box<dyn Request>) -> R,
+) -> Result<Stage<R>, Missing> {
+    let groups = |target: &Target| Groups::create(version, target.pid()).map(Some);
+    Stage::with_groups(User::Own, groups, |target, groups| {
+        let request = |threads: &[usize], name: &str, role| -> Box<dyn Request> {
+            Box::new(CgroupAddThreads {
+                pid: target.pid(),
+                group: groups.map(|groups| groups.path(name)).unwrap_or_default(),
+                role,
+                tids: threads.iter().map(|thread| target.tids[*thread]).collect(),
+                all_threads: false,
+            })
+        };
+        Ok(requests(&request))
+    })
+}
+
+impl Operation for CgroupAddThreads {
+    const ID: virInternalOperation = virInternalOperation::VIR_INTERNAL_OP_CGROUP_ADD_THREADS;
+
+    fn scenes() -> Vec<Scene> {
+        VERSIONS
+            .map(|(label, version)| {
+                let stage = stage(version, |request| Requests {
+                    allowed: [
+                        request(&[1], "vcpu0", Role::Vcpu),
+                        request(&[0, 2], "emulator", Role::Emulator),
+                        request(&[1, 2], "vcpu0", Role::Vcpu),
+                    ],
+                    beyond: request(&[1], "emulator", Role::Iothread),
+                });
+                Scene { label, stage }
+            })
+            .into()
+    }
+
+    fn trials() -> Vec<Trial> {
+        VERSIONS
+            .map(|(name, version)| Trial {
+                name,
+                user: User::Own,
+                stage: stage(version, |request| request(&[1], "vcpu0", Role::Vcpu)),
+            })
+            .into()
+    }
+}
+
+impl fmt::Display for CgroupAddThreads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = self.role.to_possible_value();
+        write!(
+            f,
+            "move {} {} threads of process {} to {}",
+            self.tids().len(),
+            role.as_ref().map_or("", |role| role.get_name()),
+            self.pid,
+            self.group.display()
+        )
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Processes of this command's own, on which operations are tried.
+//!
+//! A target is this program once more, with the hidden subcommand `target`. It
+//! waits until its standard input ends, which is when its parent does.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
+
+use clap::Args;
+use libc::pid_t;
+use nix::errno::Errno;
+
+/// The user of a target that is not ours.
+const OTHER_UID: libc::uid_t = 65534;
+
+/// Threads beside the first.
+const THREADS: usize = 2;
+
+/// Whose process a target is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    Own,
+    Other,
+}
+
+pub struct Target {
+    child: Child,
+    /// The ids of its threads, of which the first is the process's.
+    pub tids: Vec<pid_t>,
+}
+
+impl Target {
+    pub fn start(user: User) -> io::Result<Target> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("virt-internal").arg("target");
+        if user == User::Other {
+            command.arg(format!("--uid={OTHER_UID}"));
+        }
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut target = Target {
+            child: child.map_err(|error| cannot_start(&error.to_string()))?,
+            tids: Vec::new(),
+        };
+        let mut line = String::new();
+        if let Some(stdout) = &mut target.child.stdout {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        target.tids = line
+            .split_whitespace()
+            .map(|tid| tid.parse().map_err(|_| cannot_start(line.trim())))
+            .collect::<io::Result<_>>()?;
+        match target.tids.len() {
+            0 => Err(cannot_start("it ended at once")),
+            _ => Ok(target),
+        }
+    }
+
+    pub fn pid(&self) -> pid_t {
+        self.tids[0]
+    }
+}
+
+fn cannot_start(why: &str) -> io::Error {
+    io::Error::other(format!("no process to try it on: {why}"))
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // The end of its input ends a process of another user too, which we
+        // may not be allowed to kill.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// Be a target
+#[derive(Args)]
+pub struct Arguments {
+    /// Become that user
+    #[arg(long)]
+    uid: Option<libc::uid_t>,
+}
+
+impl Arguments {
+    pub fn run(&self) -> crate::Result {
+        if let Some(Err(error)) = self.uid.map(become_user) {
+            println!("cannot become another user: {}", error.desc());
+            return Ok(ExitCode::FAILURE);
+        }
+        let (send, receive) = mpsc::channel();
+        for _ in 0..THREADS {
+            let send = send.clone();
+            thread::Builder::new().spawn(move || {
+                let _ = send.send(gettid());
+                loop {
+                    thread::park();
+                }
+            })?;
+        }
+        let mut tids = vec![gettid()];
+        tids.extend(receive.iter().take(THREADS));
+        let tids: Vec<String> = tids.iter().map(pid_t::to_string).collect();
+        println!("{}", tids.join(" "));
+        io::stdout().flush()?;
+        io::stdin().read_to_end(&mut Vec::new())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn gettid() -> pid_t {
+    // SAFETY: asks for a number.
+    unsafe { libc::gettid() }
+}
+
+fn become_user(id: libc::uid_t) -> Result<(), Errno> {
+    let check = |returned| Errno::result(returned).map(drop);
+    // SAFETY: numbers only; no list of groups is read where there are none.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null()))?;
+        check(libc::setresgid(id, id, id))?;
+        check(libc::setresuid(id, id, id))
+    }
+}

@@ -1,0 +1,507 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The virt-internal command, on real processes.
+#![cfg(feature = "command")]
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::{fs, io};
+
+use libc::pid_t;
+use serde_json::Value;
+use virt_internal::operation::OPERATIONS;
+
+const COMMAND: &str = env!("CARGO_BIN_EXE_virt-internal");
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(COMMAND)
+        .args(arguments)
+        .output()
+        .expect("the command starts")
+}
+
+fn stdout(output: &Output) -> &str {
+    str_of(&output.stdout)
+}
+
+fn str_of(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("the command prints UTF-8")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("no JSON ({error}): {output:?}"))
+}
+
+#[track_caller]
+fn assert_exit(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "exit code of {output:?}");
+}
+
+/// A process that waits, and goes when this does.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn start() -> Sleeper {
+        let child = Command::new("cat").stdin(Stdio::piped()).spawn();
+        Sleeper(child.expect("cat starts"))
+    }
+
+    fn pid(&self) -> pid_t {
+        self.0.id() as pid_t
+    }
+
+    /// "call OPERATION --pid ... --json" on it.
+    fn call(&self, operation: &str, arguments: &[&str]) -> Output {
+        let pid = format!("--pid={}", self.pid());
+        let call = ["call", operation, &pid, "--json"];
+        run(&[&call, arguments].concat())
+    }
+
+    fn limit(&self, resource: libc::__rlimit_resource_t) -> (u64, u64) {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the kernel writes one rlimit.
+        let got = unsafe { libc::prlimit(self.pid(), resource, std::ptr::null(), &mut limit) };
+        assert_eq!(got, 0, "{}", io::Error::last_os_error());
+        (limit.rlim_cur, limit.rlim_max)
+    }
+
+    fn set_limit(&self, resource: libc::__rlimit_resource_t, value: u64) -> io::Result<()> {
+        let limit = libc::rlimit {
+            rlim_cur: value,
+            rlim_max: value,
+        };
+        // SAFETY: the kernel reads one rlimit.
+        match unsafe { libc::prlimit(self.pid(), resource, &limit, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether this process can raise a hard limit, found out by doing it.
+fn can_raise_limits() -> bool {
+    let sleeper = Sleeper::start();
+    sleeper
+        .set_limit(libc::RLIMIT_MEMLOCK, 4096)
+        .expect("anybody may lower a limit");
+    sleeper.set_limit(libc::RLIMIT_MEMLOCK, 8192).is_ok()
+}
+
+fn rows(demo: &Value) -> &[Value] {
+    demo["rows"].as_array().expect("the demo has rows")
+}
+
+#[track_caller]
+fn assert_text(value: &Value, key: &str, expected: &str) {
+    assert_eq!(value[key], *expected, "{key} of {value:#}");
+}
+
+#[test]
+fn the_demo_is_as_promised_and_shows_every_operation_in_every_way() {
+    let output = run(&["demo", "--all", "--json"]);
+    assert_exit(&output, 0);
+    let demo = json(&output);
+    assert_eq!(demo["as_promised"], true, "{demo:#}");
+    for kind in OPERATIONS {
+        let of_kind = |row: &&Value| row["operation"] == kind.name;
+        let shown: Vec<&Value> = rows(&demo).iter().filter(of_kind).collect();
+        let not_shown = |row: &&Value| row["outcome"] == "not-shown";
+        assert!(!shown.is_empty(), "the demo leaves out {}", kind.name);
+        if shown.iter().all(not_shown) {
+            assert!(shown[0]["missing"]["what"].is_string(), "{:#}", shown[0]);
+            continue;
+        }
+        for (way, outcome, code) in [
+            ("direct", "done", Value::Null),
+            ("handler", "done", Value::Null),
+            ("handler, then direct", "done", Value::Null),
+            ("handler fails", "failed", "VIR_INTERNAL_ERR_FAILED".into()),
+            (
+                "handler lies",
+                "failed",
+                "VIR_INTERNAL_ERR_READ_BACK".into(),
+            ),
+            ("nobody (NO_DIRECT)", "not-handled", Value::Null),
+        ] {
+            let row = shown.iter().find(|row| row["way"] == way);
+            let row = row.unwrap_or_else(|| panic!("{} has no row '{way}'", kind.name));
+            assert_text(row, "outcome", outcome);
+            let found = row["error"].get("code").unwrap_or(&Value::Null);
+            assert_eq!(*found, code, "{row:#}");
+            if outcome != "done" {
+                assert_eq!(
+                    row["before"], row["kernel"],
+                    "it changed something: {row:#}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_demo_raises_limits_where_the_kernel_allows_it_and_says_what_is_missing_where_not() {
+    let output = run(&["demo", "--json"]);
+    let demo = json(&output);
+    let raised = rows(&demo)
+        .iter()
+        .filter(|row| row["operation"] == "virInternalProcessSetMaxMemLock")
+        .rfind(|row| row["way"] == "direct")
+        .expect("the demo tries to raise a limit");
+    if can_raise_limits() {
+        assert_text(raised, "outcome", "done");
+        assert_eq!(raised["kernel"], raised["asked"], "{raised:#}");
+    } else {
+        assert_text(&raised["error"], "errno", "EPERM");
+        let what = raised["missing"]["what"].as_str().unwrap_or("");
+        assert!(what.starts_with("CAP_SYS_RESOURCE"), "{raised:#}");
+        assert_eq!(raised["before"], raised["kernel"], "{raised:#}");
+    }
+}
+
+#[test]
+fn the_demo_leaves_no_process_and_no_cgroup_behind() {
+    let demo = json(&run(&["demo", "--json"]));
+    let mut groups = 0;
+    for row in rows(&demo) {
+        let Some(request) = row["request"].as_str() else {
+            continue;
+        };
+        let mut words = request.split(' ').skip_while(|word| *word != "process");
+        let pid = words.nth(1).expect("a request names its process");
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let is_target = str_of(&command).contains("virt-internal");
+        assert!(!is_target, "process {pid} is still there");
+        if let Some((_, group)) = request.split_once(" to /") {
+            let base = Path::new("/").join(group);
+            let base = base.parent().expect("a group has a parent");
+            assert!(!base.exists(), "{} is still there", base.display());
+            groups += 1;
+        }
+    }
+    let shown = |row: &&Value| {
+        row["operation"] == "virInternalCgroupAddThreads" && row["request"] != Value::Null
+    };
+    assert_eq!(groups, rows(&demo).iter().filter(shown).count());
+}
+
+#[test]
+fn the_demo_s_table_fits_in_120_columns_without_colours() {
+    let output = run(&["demo", "--all"]);
+    assert_exit(&output, 0);
+    for line in stdout(&output).lines() {
+        assert!(line.chars().count() <= 120, "too long: {line}");
+        assert!(!line.contains('\x1b'), "colours in a pipe: {line:?}");
+    }
+}
+
+#[test]
+fn the_demo_works_for_an_ordinary_user() {
+    // SAFETY: asks for a number.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    // Another user may not be able to reach where cargo builds.
+    let copy = std::env::temp_dir().join(format!("virt-internal-{}", std::process::id()));
+    fs::copy(COMMAND, &copy).expect("the command can be copied");
+    let mut command = Command::new(&copy);
+    command.args(["demo", "--json"]);
+    if is_root {
+        command.uid(65534).gid(65534);
+    }
+    let output = loop {
+        match command.current_dir("/").output() {
+            // Other tests fork; until they exec, they hold the copy open too.
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
+            output => break output,
+        }
+    };
+    fs::remove_file(&copy).expect("the copy can be removed");
+    let output = output.expect("the copy starts");
+    assert_exit(&output, 0);
+    let demo = json(&output);
+    let refused = rows(&demo)
+        .iter()
+        .filter(|row| row["error"]["errno"] == "EPERM");
+    assert!(
+        refused.count() >= 4,
+        "an ordinary user raised limits: {demo:#}"
+    );
+}
+
+#[test]
+fn call_sets_limits() {
+    let sleeper = Sleeper::start();
+    let call = |operation, argument| {
+        let output = sleeper.call(operation, &[argument]);
+        assert_exit(&output, 0);
+        assert_text(&json(&output), "outcome", "done");
+    };
+    call("process-set-max-mem-lock", "--bytes=16K");
+    assert_eq!(sleeper.limit(libc::RLIMIT_MEMLOCK), (16384, 16384));
+    call("process-set-max-processes", "--processes=17");
+    assert_eq!(sleeper.limit(libc::RLIMIT_NPROC), (17, 17));
+    call("process-set-max-files", "--files=18");
+    assert_eq!(sleeper.limit(libc::RLIMIT_NOFILE), (19, 19));
+    call("process-set-max-core-size", "--bytes=0");
+    assert_eq!(sleeper.limit(libc::RLIMIT_CORE), (0, 0));
+}
+
+#[test]
+fn call_sets_scheduler_and_affinity() {
+    let sleeper = Sleeper::start();
+    assert_exit(
+        &sleeper.call("process-set-scheduler", &["--policy=batch"]),
+        0,
+    );
+    // SAFETY: numbers only.
+    let policy = unsafe { libc::sched_getscheduler(sleeper.pid()) };
+    assert_eq!(policy, libc::SCHED_BATCH);
+
+    // SAFETY: a set is numbers only, and the kernel writes at most one.
+    let affinity = || unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(sleeper.pid(), size_of_val(&set), &mut set);
+        (0..1024)
+            .filter(|cpu| libc::CPU_ISSET(*cpu, &set))
+            .collect::<Vec<_>>()
+    };
+    let last = *affinity().last().expect("a thread may run somewhere");
+    let cpus = format!("--cpus={last}");
+    let output = sleeper.call("process-set-affinity", &[&cpus]);
+    assert_exit(&output, 0);
+    assert_eq!(affinity(), [last]);
+    assert_text(&json(&output), "kernel", &format!("CPUs {last}"));
+}
+
+#[test]
+fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
+    let sleeper = Sleeper::start();
+    let host = json(&run(&["capabilities", "--json"]));
+    let groups = host["kernel"]["cgroups"].as_array().expect("a list");
+    let groups: Vec<&Path> = groups
+        .iter()
+        .filter(|group| group["controllers"] != "cpuset")
+        .map(|group| Path::new(group["group"].as_str().expect("a path")))
+        .collect();
+    if groups.is_empty() {
+        // Not by eprintln!(), which the harness keeps for itself.
+        let skip = "SKIP call_moves_threads_into_a_cgroup: no cgroup is mounted\n";
+        let _ = io::stderr().write_all(skip.as_bytes());
+        return;
+    }
+    let move_to = |group: &Path| {
+        let group = format!("--group={}", group.display());
+        sleeper.call("cgroup-add-threads", &["--all-threads", &group])
+    };
+    let name = format!("virt-internal-test-{}", std::process::id());
+    let made = groups
+        .iter()
+        .map(|group| group.join(&name))
+        .find(|group| fs::create_dir(group).is_ok());
+    if let Some(made) = made {
+        let output = move_to(&made);
+        let members = fs::read_to_string(made.join("cgroup.procs"));
+        drop(sleeper);
+        fs::remove_dir(&made).expect("the cgroup can be removed");
+        assert_exit(&output, 0);
+        let report = json(&output);
+        assert_text(&report, "outcome", "done");
+        assert_text(&report, "kernel", &format!("1 of 1 in {name}"));
+        let members = members.expect("a cgroup has cgroup.procs");
+        assert_ne!(members, "", "nobody is in {}", made.display());
+    } else {
+        for group in groups {
+            let output = move_to(group);
+            assert_exit(&output, 1);
+            let what = json(&output)["missing"]["what"].to_string();
+            assert!(what.contains("write access to"), "{output:?}");
+        }
+    }
+}
+
+#[test]
+fn call_with_no_direct_does_nothing_and_says_so() {
+    let sleeper = Sleeper::start();
+    let before = sleeper.limit(libc::RLIMIT_MEMLOCK);
+    let output = sleeper.call("process-set-max-mem-lock", &["--bytes=4K", "--no-direct"]);
+    assert_exit(&output, 0);
+    assert_text(&json(&output), "outcome", "not-handled");
+    assert_eq!(sleeper.limit(libc::RLIMIT_MEMLOCK), before);
+}
+
+#[test]
+fn call_says_what_is_missing_to_raise_a_limit() {
+    let sleeper = Sleeper::start();
+    sleeper
+        .set_limit(libc::RLIMIT_MEMLOCK, 4096)
+        .expect("anybody may lower a limit");
+    let output = sleeper.call("process-set-max-mem-lock", &["--bytes=8K"]);
+    if can_raise_limits() {
+        assert_exit(&output, 0);
+        assert_eq!(sleeper.limit(libc::RLIMIT_MEMLOCK), (8192, 8192));
+        return;
+    }
+    assert_exit(&output, 1);
+    let report = json(&output);
+    assert_text(&report["error"], "code", "VIR_INTERNAL_ERR_FAILED");
+    assert_text(&report["error"], "errno", "EPERM");
+    assert_text(&report["missing"], "kind", "capability");
+    assert_text(&report, "kernel", "4 KiB");
+    let hints = report["missing"]["hints"].to_string();
+    for hint in [
+        "setcap cap_sys_resource+ep",
+        "--cap-add SYS_RESOURCE",
+        "LimitMEMLOCK=",
+    ] {
+        assert!(hints.contains(hint), "no '{hint}' among {hints}");
+    }
+}
+
+#[test]
+fn call_reports_errors_by_name() {
+    let gone = {
+        let sleeper = Sleeper::start();
+        sleeper.pid().to_string()
+    };
+    for (pid, code, errno) in [
+        ("0", "VIR_INTERNAL_ERR_INVALID_ARG", "EINVAL"),
+        ("-1", "VIR_INTERNAL_ERR_INVALID_ARG", "EINVAL"),
+        (&gone, "VIR_INTERNAL_ERR_NO_PROCESS", "ESRCH"),
+    ] {
+        let call = ["call", "process-set-max-files", "--files=5", "--pid", pid];
+        let output = run(&call);
+        assert_exit(&output, 1);
+        let text = str_of(&output.stderr);
+        assert!(
+            text.contains(&format!("{code}, {errno}")),
+            "pid {pid}: {text}"
+        );
+        let output = run(&[&call[..], &["--json"]].concat());
+        assert_exit(&output, 1);
+        assert_text(&json(&output)["error"], "code", code);
+        assert_eq!(json(&output)["kernel"], Value::Null);
+    }
+}
+
+#[test]
+fn bad_usage_is_exit_code_2() {
+    for arguments in [
+        &["call", "process-set-max-mem-lock", "--pid=1"][..],
+        &[
+            "call",
+            "process-set-max-mem-lock",
+            "--pid=1",
+            "--bytes=lots",
+        ],
+        &["call", "process-set-scheduler", "--pid=1", "--policy=fair"],
+        &["call", "process-set-affinity", "--pid=1", "--cpus=3-1"],
+        &["call", "cgroup-add-threads", "--pid=1", "--group=/"],
+        &["call", "process-set-nothing", "--pid=1"],
+        &["capabilities", "--json", "--xml"],
+    ] {
+        assert_exit(&run(arguments), 2);
+    }
+}
+
+#[test]
+fn capabilities_list_every_operation_with_its_version_and_what_was_tried() {
+    let output = run(&["capabilities", "--json"]);
+    assert_exit(&output, 0);
+    let report = json(&output);
+    let operations = report["operations"].as_array().expect("a list");
+    assert_eq!(operations.len(), OPERATIONS.len());
+    assert_text(&report["library"], "version", env!("CARGO_PKG_VERSION"));
+    for (operation, kind) in operations.iter().zip(OPERATIONS) {
+        assert_text(operation, "name", kind.name);
+        assert_eq!(operation["id"], kind.id);
+        assert_eq!(operation["version"], kind.version);
+        let tried = operation["tried"].as_array().expect("a list");
+        assert!(!tried.is_empty(), "nothing was tried: {operation:#}");
+        for tried in tried.iter().filter(|tried| tried["supported"] != "yes") {
+            assert!(tried["missing"]["what"].is_string(), "no reason: {tried:#}");
+        }
+    }
+    let raise = match can_raise_limits() {
+        true => "yes",
+        false => "no",
+    };
+    let tried = operations[0]["tried"].as_array().expect("a list");
+    let tried = tried.iter().find(|tried| tried["name"] == "raise");
+    assert_text(tried.expect("raising was tried"), "supported", raise);
+}
+
+#[test]
+fn capabilities_are_well_formed_xml_in_libvirt_s_manner() {
+    let output = run(&["capabilities", "--xml"]);
+    assert_exit(&output, 0);
+    let xml = stdout(&output);
+    let names = elements(xml);
+    assert_eq!(names[0], "capabilities");
+    let count = |wanted: &str| names.iter().filter(|name| **name == wanted).count();
+    assert_eq!(count("operation"), OPERATIONS.len(), "{xml}");
+    for kind in OPERATIONS {
+        let (name, id, version) = (kind.name, kind.id, kind.version);
+        let expected = format!("<operation name='{name}' id='{id}' version='{version}'");
+        assert!(xml.contains(&expected), "no {expected} in {xml}");
+    }
+}
+
+/// The names of the elements, in order. Panics unless the text is well-formed,
+/// with small letters and single quotes.
+fn elements(xml: &str) -> Vec<&str> {
+    let (mut names, mut open) = (Vec::new(), Vec::new());
+    let mut rest = xml.trim_end();
+    while let Some(tag) = rest.strip_prefix('<') {
+        let (tag, after) = tag.split_once('>').expect("a tag ends");
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name), "this end is not of the last start");
+        } else {
+            let (tag, is_empty) = match tag.strip_suffix('/') {
+                Some(tag) => (tag, true),
+                None => (tag, false),
+            };
+            let (name, attributes) = tag.split_once(' ').unwrap_or((tag, ""));
+            assert!(name.chars().all(|c| c.is_ascii_lowercase()), "<{name}>");
+            assert_attributes(attributes);
+            names.push(name);
+            if !is_empty {
+                open.push(name);
+            }
+        }
+        let (text, _) = after.split_at(after.find('<').unwrap_or(after.len()));
+        assert_escaped(text);
+        rest = &after[text.len()..];
+    }
+    assert_eq!((rest, open), ("", vec![]), "something is left");
+    names
+}
+
+fn assert_attributes(attributes: &str) {
+    let mut rest = attributes;
+    while !rest.is_empty() {
+        let (name, value) = rest.split_once("='").expect("an attribute has a value");
+        assert!(name.chars().all(|c| c.is_ascii_lowercase()), "{name}=");
+        let (value, after) = value.split_once('\'').expect("a value ends");
+        assert_escaped(value);
+        rest = after.trim_start();
+    }
+}
+
+fn assert_escaped(text: &str) {
+    assert!(!text.contains(['<', '>', '\'', '"']), "not escaped: {text}");
+    for entity in text.split('&').skip(1) {
+        let known = ["amp;", "lt;", "gt;", "apos;", "quot;"];
+        let is_known = known.iter().any(|known| entity.starts_with(known));
+        assert!(is_known, "not escaped: {text}");
+    }
+}
