@@ -90,7 +90,9 @@ fn try_out(entry: &Entry) -> Result<Operation, Box<dyn std::error::Error>> {
                         },
                     }
                 }
-                Err(missing) if missing.kind == Kind::Trial => Finding::Unknown(missing),
+                Err(missing) if matches!(missing.kind, Kind::Absent | Kind::Trial) => {
+                    Finding::Unknown(missing)
+                }
                 Err(missing) => Finding::No(None, Some(missing)),
             };
             Ok(Tried { name, user, result })

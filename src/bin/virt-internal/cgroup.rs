@@ -139,8 +139,8 @@ impl Groups {
 
 fn not_mounted(version: Version) -> Missing {
     match version {
-        Version::V1 => Missing::new(Kind::Trial, "cgroup v1 is not mounted"),
-        Version::V2 => Missing::new(Kind::Trial, "cgroup v2 is not mounted"),
+        Version::V1 => Missing::new(Kind::Absent, "cgroup v1 is not mounted"),
+        Version::V2 => Missing::new(Kind::Absent, "cgroup v2 is not mounted"),
     }
 }
 

@@ -21,7 +21,7 @@ use virt_internal::error::virInternalErrorCode::{
 use crate::host::Host;
 use crate::library::{Behaviour, DIRECT, Failure, NO_DIRECT, Outcome, Script};
 use crate::operation::{Entry, Request, Scene, State, operations, short_name};
-use crate::privilege::Missing;
+use crate::privilege::{self, Missing};
 use crate::table::{Table, Tone, paint};
 
 /// Show what the library does, on processes started for it
@@ -122,6 +122,9 @@ fn play(entry: &Entry, scene: Scene, all: bool, rows: &mut Vec<Row>) -> io::Resu
     };
     let stage = match scene.stage {
         Ok(stage) => stage,
+        Err(missing) if missing.kind == privilege::Kind::Trial => {
+            return Err(io::Error::other(missing.what));
+        }
         Err(missing) => {
             rows.push(row(Err(missing)));
             return Ok(());

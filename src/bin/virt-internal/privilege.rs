@@ -14,6 +14,8 @@ pub enum Kind {
     Cgroup,
     Kernel,
     Argument,
+    /// A thing that other machines have, and that is not needed.
+    Absent,
     /// Nothing that the operation needs, only what trying it out here does.
     Trial,
 }
@@ -25,6 +27,7 @@ impl fmt::Display for Kind {
             Kind::Cgroup => "cgroup",
             Kind::Kernel => "kernel",
             Kind::Argument => "argument",
+            Kind::Absent => "absent",
             Kind::Trial => "trial",
         })
     }
@@ -34,7 +37,8 @@ impl fmt::Display for Kind {
 #[derive(Clone)]
 pub struct Missing {
     pub kind: Kind,
-    /// It goes behind "needs", but for a trial, where it is a sentence.
+    /// It goes behind "needs", but for the last two kinds, where it is a
+    /// sentence.
     pub what: String,
     /// Ways to get it.
     pub hints: Vec<String>,
@@ -56,7 +60,7 @@ impl Missing {
 
     pub fn needs(&self) -> String {
         match self.kind {
-            Kind::Trial => self.what.clone(),
+            Kind::Absent | Kind::Trial => self.what.clone(),
             _ => format!("needs {}", self.what),
         }
     }
