@@ -150,7 +150,7 @@ pub(crate) fn require_no_longjmp(inside: &Inside) {
         if let Some(frame) = inside.left_by_longjmp(core::hint::black_box(&here)) {
             foreign::abort(
                 &foreign::describe(frame),
-                &[" was left by longjmp(): handlers must return"],
+                &[" was left by longjmp(); handlers must return"],
             );
         }
     }

@@ -27,7 +27,7 @@ impl Drop for Guard {
 pub(crate) fn unwound() -> ! {
     abort(
         &innermost(),
-        &[" did not return but threw an exception or ended its thread: handlers must return"],
+        &[" did not return but threw an exception or ended its thread; handlers must return"],
     )
 }
 
@@ -47,8 +47,8 @@ fn innermost() -> [&'static str; 3] {
 #[cfg(not(loom))]
 pub(crate) fn describe(frame: crate::inside::Frame) -> [&'static str; 3] {
     let role = match frame.handler {
-        crate::inside::HANDLER_NONE => "a free callback",
-        _ => "a handler",
+        crate::inside::HANDLER_NONE => "the free callback",
+        _ => "the handler",
     };
     [role, " of ", crate::operation::name(frame.operation)]
 }

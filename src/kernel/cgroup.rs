@@ -2,7 +2,6 @@
 //! cgroups, v2 and v1: moving threads, and which threads are in one.
 
 use core::ffi::CStr;
-use core::fmt::Write;
 use core::mem::MaybeUninit;
 
 use crate::errno::Errno;
@@ -59,20 +58,7 @@ impl core::fmt::Display for Shown<'_> {
         const MAX: usize = 200;
         let bytes = self.0.to_bytes();
         let shown = &bytes[..bytes.len().min(MAX)];
-        f.write_char('\'')?;
-        for chunk in shown.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                f.write_char(if character.is_control() {
-                    '?'
-                } else {
-                    character
-                })?;
-            }
-            if !chunk.invalid().is_empty() {
-                f.write_char('?')?;
-            }
-        }
-        f.write_char('\'')?;
+        write!(f, "'{}'", shown.escape_ascii())?;
         match bytes.len() > MAX {
             true => write!(f, "... ({} bytes)", bytes.len()),
             false => Ok(()),

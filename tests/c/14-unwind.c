@@ -15,7 +15,7 @@
     "an exception or ended its thread; handlers must return"
 
 #define LEFT_BY_LONGJMP(operation) \
-    "libvirt-internal: a handler of " operation " was left by longjmp(); " \
+    "libvirt-internal: the handler of " operation " was left by longjmp(); " \
     "handlers must return"
 
 /* A test of each operation that ends as it must. */
