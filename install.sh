@@ -44,7 +44,7 @@ prefix=/usr/local libdir=lib includedir=include destdir=${DESTDIR:-} builddir=
 command=yes build=yes install=yes
 for option; do
     case $option in
-        --*=) die "${option%=} needs a directory" ;;
+        --*=) die "${option%=} needs a directory: ${option}DIR" ;;
         --prefix=*) prefix=${option#*=} ;;
         --libdir=*) libdir=${option#*=} ;;
         --includedir=*) includedir=${option#*=} ;;
