@@ -17,7 +17,7 @@ Usage: ./install.sh [OPTION]...
   --no-command       leave out the command virt-internal
   --build-only       build, do not install
   --no-build         install what --build-only has built
-  --builddir=DIR     what is built is put here (default: target/install)
+  --builddir=DIR     where to build (default: target/install)
   --help             show this text
 
 A relative libdir or includedir is one below PREFIX. The environment's CARGO
@@ -67,13 +67,14 @@ prefix=$(absolute "$here" "$prefix")
 libdir=$(absolute "$prefix" "$libdir")
 includedir=$(absolute "$prefix" "$includedir")
 [ -z "$destdir" ] || destdir=$(absolute "$here" "$destdir")
-target=$(absolute "$here" "${CARGO_TARGET_DIR:-$PWD/target}")
-builddir=$(absolute "$here" "${builddir:-$target/install}")
+[ -z "$builddir" ] || builddir=$(absolute "$here" "$builddir")
+target=$(absolute "$here" "${CARGO_TARGET_DIR:-${builddir:-$PWD}/target}")
+builddir=${builddir:-$target/install}
 case $prefix$libdir$includedir in
     *[[:space:]\"\'\\\|\&\$\#]*)
         die "a .pc file cannot name a directory with spaces or quotes, or with \\ | & \$ #" ;;
 esac
-version=$(sed -n '/^version = /{s/.*"\(.*\)".*/\1/p;q;}' Cargo.toml)
+version=$(awk -F'"' '/^version = / { print $2; exit }' Cargo.toml)
 cargo=${CARGO:-cargo}
 
 # static_library RUSTC'S OURS
@@ -130,6 +131,7 @@ below_prefix() {
 }
 
 if [ $build = yes ]; then
+    command -v "$cargo" >/dev/null || die "no $cargo: install Rust, or set CARGO"
     mkdir -p "$builddir"
     # The command's features must not get into the library, so it is built
     # apart; and only without an rlib does rustc optimize across crates.
@@ -137,6 +139,8 @@ if [ $build = yes ]; then
         --crate-type cdylib,staticlib --target-dir "$target/library"
     built=$target/library/release
     update "$built/libvirt_internal.so" "$builddir/libvirt-internal.so.0"
+    # What links to the library here can run here.
+    ln -sf libvirt-internal.so.0 "$builddir/libvirt-internal.so"
     static_library "$built/libvirt_internal.a" "$builddir/libvirt-internal.a"
     if [ $command = yes ]; then
         "$cargo" build --locked --release --bin virt-internal --target-dir "$target"

@@ -37,6 +37,11 @@ expect() {
     }
 }
 
+# files ROOT: type, mode, name, and where a link leads to
+files() {
+    find "$1" ! -type d -printf '%y %m %P %l\n' | sed 's/ $//' | sort
+}
+
 has() {
     command -v "$1" >/dev/null
 }
