@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! The checked-in header is what the source says.
+//! The checked-in header is what the source says, and a C compiler takes it.
+//! tests/header/run tries more compilers and dialects, and libvirt's headers.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 const HEADER: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -17,7 +21,9 @@ fn generate() -> String {
         .generate()
         .expect("a header can be generated")
         .write(&mut header);
-    String::from_utf8(header).expect("a header is UTF-8")
+    let header = String::from_utf8(header).expect("a header is UTF-8");
+    // cbindgen adds stars of its own to those of a `/** */` comment.
+    header.replace("\n * *", "\n *")
 }
 
 #[test]
@@ -30,5 +36,48 @@ fn the_header_is_not_stale() {
     assert!(
         generated == checked_in,
         "{HEADER} is stale: run `UPDATE_HEADER=1 cargo test --test header` and commit it"
+    );
+}
+
+/// Has the C compiler check a program that includes the header.
+fn compile(standard: &str, macros: &str) -> Output {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let mut child = Command::new(&compiler)
+        .args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
+        .args(["-fsyntax-only", "-x", "c", "-"])
+        .arg(format!("-I{}/include", env!("CARGO_MANIFEST_DIR")))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{compiler}: {error}"));
+    let program = format!("{macros}\n#include <libvirt/libvirt-internal.h>\n");
+    let mut input = child.stdin.take().expect("it was piped");
+    input
+        .write_all(program.as_bytes())
+        .expect("the compiler reads");
+    drop(input);
+    child.wait_with_output().expect("the compiler ends")
+}
+
+#[test]
+fn the_header_compiles_as_libvirts_dialect_and_as_c11() {
+    for standard in ["-std=gnu99", "-std=c11"] {
+        let output = compile(standard, "#define VIR_INTERNAL_UNSTABLE_API_OPT_IN");
+        assert!(
+            output.status.success(),
+            "{standard}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn without_the_macro_the_header_says_what_to_do() {
+    let output = compile("-std=gnu99", "");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "expected an error, it compiled");
+    assert!(
+        message.contains("define VIR_INTERNAL_UNSTABLE_API_OPT_IN before you include"),
+        "expected what to do, found: {message}"
     );
 }

@@ -27,143 +27,146 @@
  * you call a set function.
  */
 
+# ifdef __cplusplus
+extern "C" {
+# endif
+
 struct _virConnect;
 
-
 /**
- * * VIR_INTERNAL_CGROUP_THREADS_MAX:
- * *
- * * How many threads one call of virInternalCgroupAddThreads() can name.
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_CGROUP_THREADS_MAX:
+ *
+ * How many threads one call of virInternalCgroupAddThreads() can name.
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_CGROUP_THREADS_MAX 3000
 
 /**
- * * VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION:
- * *
- * * The version of virInternalCgroupAddThreads() that this header is for: give it to
- * * virInternalSetCgroupAddThreadsHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION:
+ *
+ * The version of virInternalCgroupAddThreads() that this header is for: give it to
+ * virInternalSetCgroupAddThreadsHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION 1
 
 /**
- * * VIR_INTERNAL_CPUMAP_MAX:
- * *
- * * The longest map of CPUs in bytes: 262144 CPUs.
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_CPUMAP_MAX:
+ *
+ * The longest map of CPUs in bytes: 262144 CPUs.
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_CPUMAP_MAX 32768
 
 /**
- * * VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION:
- * *
- * * The version of virInternalProcessSetAffinity() that this header is for: give it to
- * * virInternalSetProcessSetAffinityHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION:
+ *
+ * The version of virInternalProcessSetAffinity() that this header is for: give it to
+ * virInternalSetProcessSetAffinityHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION 1
 
 /**
- * * VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION:
- * *
- * * The version of virInternalProcessSetMaxCoreSize() that this header is for: give it to
- * * virInternalSetProcessSetMaxCoreSizeHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION:
+ *
+ * The version of virInternalProcessSetMaxCoreSize() that this header is for: give it to
+ * virInternalSetProcessSetMaxCoreSizeHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION 1
 
 /**
- * * VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION:
- * *
- * * The version of virInternalProcessSetMaxFiles() that this header is for: give it to
- * * virInternalSetProcessSetMaxFilesHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION:
+ *
+ * The version of virInternalProcessSetMaxFiles() that this header is for: give it to
+ * virInternalSetProcessSetMaxFilesHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION 1
 
 /**
- * * VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION:
- * *
- * * The version of virInternalProcessSetMaxMemLock() that this header is for: give it to
- * * virInternalSetProcessSetMaxMemLockHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION:
+ *
+ * The version of virInternalProcessSetMaxMemLock() that this header is for: give it to
+ * virInternalSetProcessSetMaxMemLockHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION 1
 
 /**
- * * VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION:
- * *
- * * The version of virInternalProcessSetMaxProcesses() that this header is for: give it to
- * * virInternalSetProcessSetMaxProcessesHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION:
+ *
+ * The version of virInternalProcessSetMaxProcesses() that this header is for: give it to
+ * virInternalSetProcessSetMaxProcessesHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION 1
 
 /**
- * * VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION:
- * *
- * * The version of virInternalProcessSetScheduler() that this header is for: give it to
- * * virInternalSetProcessSetSchedulerHandler().
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION:
+ *
+ * The version of virInternalProcessSetScheduler() that this header is for: give it to
+ * virInternalSetProcessSetSchedulerHandler().
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION 1
 
 /**
- * * VIR_INTERNAL_HANDLED:
- * *
- * * A handler's answer: it is done. The library then reads the kernel's state
- * * back.
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_HANDLED:
+ *
+ * A handler's answer: it is done. The library then reads the kernel's state
+ * back.
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_HANDLED 0
 
 /**
- * * VIR_INTERNAL_NOT_HANDLED:
- * *
- * * A handler's answer: go on down the chain, to the handler set for every
- * * connection, and then to the kernel. Also what an operation returns that
- * * nobody handled and that was called with VIR_INTERNAL_NO_DIRECT; then
- * * nothing was done.
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_NOT_HANDLED:
+ *
+ * A handler's answer: go on down the chain, to the handler set for every
+ * connection, and then to the kernel. Also what an operation returns that
+ * nobody handled and that was called with VIR_INTERNAL_NO_DIRECT; then
+ * nothing was done.
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_NOT_HANDLED 1
 
 /**
- * * VIR_INTERNAL_NO_DIRECT:
- * *
- * * A flag of every operation: do not act on the kernel directly. When nobody
- * * handles the operation it returns VIR_INTERNAL_NOT_HANDLED, having done
- * * nothing, and the caller goes its own way.
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_NO_DIRECT:
+ *
+ * A flag of every operation: do not act on the kernel directly. When nobody
+ * handles the operation it returns VIR_INTERNAL_NOT_HANDLED, having done
+ * nothing, and the caller goes its own way.
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_NO_DIRECT (1 << 30)
 
 /**
- * * VIR_INTERNAL_HANDLER_FORK_SAFE:
- * *
- * * A flag of every set function: the handler may be called in a forked child
- * * of a process with several threads. There it must not allocate, lock, or use
- * * anything that another thread may have held when the child was forked; only
- * * what is async-signal-safe is safe.
- * *
- * * A child of vfork(), or of clone() with CLONE_VM, shares the memory, and
- * * nobody waits for a handler that runs in it: its code and @opaque must stay
- * * valid as long as such children can be inside.
- * *
- * * Since: 0.1.0
+ * VIR_INTERNAL_HANDLER_FORK_SAFE:
+ *
+ * A flag of every set function: the handler may be called in a forked child
+ * of a process with several threads. There it must not allocate, lock, or use
+ * anything that another thread may have held when the child was forked; only
+ * what is async-signal-safe is safe.
+ *
+ * A child of vfork(), or of clone() with CLONE_VM, shares the memory, and
+ * nobody waits for a handler that runs in it: its code and @opaque must stay
+ * valid as long as such children can be inside.
+ *
+ * Since: 0.1.0
  */
 #define VIR_INTERNAL_HANDLER_FORK_SAFE (1 << 0)
 
@@ -218,11 +221,11 @@ typedef enum {
 } virInternalErrorCode;
 
 /**
- * * virInternalOperation:
- * *
- * * The operations, as they are named in virInternalError.
- * *
- * * Since: 0.1.0
+ * virInternalOperation:
+ *
+ * The operations, as they are named in virInternalError.
+ *
+ * Since: 0.1.0
  */
 typedef enum {
     VIR_INTERNAL_OP_PROCESS_SET_MAX_MEM_LOCK = 1,
@@ -266,11 +269,11 @@ typedef enum {
 } virInternalSchedPolicy;
 
 /**
- * * virInternalThreadRole:
- * *
- * * What the threads of a VM do.
- * *
- * * Since: 0.1.0
+ * virInternalThreadRole:
+ *
+ * What the threads of a VM do.
+ *
+ * Since: 0.1.0
  */
 typedef enum {
     VIR_INTERNAL_THREAD_VCPU = 0,
@@ -280,31 +283,31 @@ typedef enum {
 } virInternalThreadRole;
 
 /**
- * * virInternalCgroupAddThreadsHandler:
- * * @pid: the process
- * * @group: the cgroup's directory, or NULL when libvirt manages none for the VM
- * * @role: what the threads do: a virInternalThreadRole
- * * @tids: the ids of the threads
- * * @ids: the numbers of the vCPUs or IOThreads, or NULL
- * * @ntids: how many threads
- * * @cpumap: the CPUs that they should run on, or NULL
- * * @maplen: its length in bytes
- * * @results: one for each thread, never NULL: 0, or -ESRCH for those that have
- * * exited already; to be overwritten with -errno for those that fail
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalCgroupAddThreads(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalCgroupAddThreads() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalCgroupAddThreadsHandler:
+ * @pid: the process
+ * @group: the cgroup's directory, or NULL when libvirt manages none for the VM
+ * @role: what the threads do: a virInternalThreadRole
+ * @tids: the ids of the threads
+ * @ids: the numbers of the vCPUs or IOThreads, or NULL
+ * @ntids: how many threads
+ * @cpumap: the CPUs that they should run on, or NULL
+ * @maplen: its length in bytes
+ * @results: one for each thread, never NULL: 0, or -ESRCH for those that have
+ * exited already; to be overwritten with -errno for those that fail
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalCgroupAddThreads(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalCgroupAddThreads() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalCgroupAddThreadsHandler)(pid_t pid,
                                                   const char *group,
@@ -318,25 +321,25 @@ typedef int (*virInternalCgroupAddThreadsHandler)(pid_t pid,
                                                   void *opaque);
 
 /**
- * * virInternalFreeCallback:
- * * @opaque: what the handler was set with
- * *
- * * Called exactly once when a handler is gone: it was replaced, unset, or its
- * * connection was closed, and nobody is inside it any more. Never called when
- * * setting the handler failed. It runs on the thread that removes the handler
- * * or on the one that leaves it last, with no lock held, and counts as part of
- * * the handler: it must return, and a set function called in it does not wait.
- * *
- * * Since: 0.1.0
+ * virInternalFreeCallback:
+ * @opaque: what the handler was set with
+ *
+ * Called exactly once when a handler is gone: it was replaced, unset, or its
+ * connection was closed, and nobody is inside it any more. Never called when
+ * setting the handler failed. It runs on the thread that removes the handler
+ * or on the one that leaves it last, with no lock held, and counts as part of
+ * the handler: it must return, and a set function called in it does not wait.
+ *
+ * Since: 0.1.0
  */
 typedef void (*virInternalFreeCallback)(void *opaque);
 
 /**
- * * virInternalError:
- * *
- * * What went wrong in a thread's last call.
- * *
- * * Since: 0.1.0
+ * virInternalError:
+ *
+ * What went wrong in a thread's last call.
+ *
+ * Since: 0.1.0
  */
 typedef struct {
     /**
@@ -358,35 +361,35 @@ typedef struct {
 } virInternalError;
 
 /**
- * * virInternalErrorPtr:
- * *
- * * Points to memory of the library's, which is good until the thread's next
- * * call of a function of this library, and must not be freed.
- * *
- * * Since: 0.1.0
+ * virInternalErrorPtr:
+ *
+ * Points to memory of the library's, which is good until the thread's next
+ * call of a function of this library, and must not be freed.
+ *
+ * Since: 0.1.0
  */
 typedef virInternalError *virInternalErrorPtr;
 
 /**
- * * virInternalSetAffinityHandler:
- * * @pid: the process
- * * @tid: one of its threads; the same as @pid for its first
- * * @cpumap: the CPUs, as in virDomainPinVcpu()
- * * @maplen: its length in bytes
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalProcessSetAffinity(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalProcessSetAffinity() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalSetAffinityHandler:
+ * @pid: the process
+ * @tid: one of its threads; the same as @pid for its first
+ * @cpumap: the CPUs, as in virDomainPinVcpu()
+ * @maplen: its length in bytes
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetAffinity(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetAffinity() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalSetAffinityHandler)(pid_t pid,
                                              pid_t tid,
@@ -395,117 +398,117 @@ typedef int (*virInternalSetAffinityHandler)(pid_t pid,
                                              void *opaque);
 
 /**
- * * virInternalSetMaxCoreSizeHandler:
- * * @pid: the process
- * * @bytes: the largest size in bytes
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalProcessSetMaxCoreSize(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalProcessSetMaxCoreSize() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalSetMaxCoreSizeHandler:
+ * @pid: the process
+ * @bytes: the largest size in bytes
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetMaxCoreSize(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetMaxCoreSize() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalSetMaxCoreSizeHandler)(pid_t pid,
                                                 unsigned long long bytes,
                                                 void *opaque);
 
 /**
- * * virInternalSetMaxFilesHandler:
- * * @pid: the process
- * * @files: how many it may have open
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalProcessSetMaxFiles(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalProcessSetMaxFiles() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalSetMaxFilesHandler:
+ * @pid: the process
+ * @files: how many it may have open
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetMaxFiles(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetMaxFiles() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalSetMaxFilesHandler)(pid_t pid,
                                              unsigned int files,
                                              void *opaque);
 
 /**
- * * virInternalSetMaxMemLockHandler:
- * * @pid: the process
- * * @bytes: how much it may lock, in bytes
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalProcessSetMaxMemLock(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalProcessSetMaxMemLock() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalSetMaxMemLockHandler:
+ * @pid: the process
+ * @bytes: how much it may lock, in bytes
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetMaxMemLock(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetMaxMemLock() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalSetMaxMemLockHandler)(pid_t pid,
                                                unsigned long long bytes,
                                                void *opaque);
 
 /**
- * * virInternalSetMaxProcessesHandler:
- * * @pid: the process
- * * @processes: how many there may be
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalProcessSetMaxProcesses(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalProcessSetMaxProcesses() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalSetMaxProcessesHandler:
+ * @pid: the process
+ * @processes: how many there may be
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetMaxProcesses(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetMaxProcesses() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalSetMaxProcessesHandler)(pid_t pid,
                                                  unsigned int processes,
                                                  void *opaque);
 
 /**
- * * virInternalSetSchedulerHandler:
- * * @pid: the process
- * * @tid: one of its threads; the same as @pid for its first
- * * @policy: a virInternalSchedPolicy, but not VIR_INTERNAL_SCHED_NONE
- * * @priority: 1 to 99 for FIFO and RR, otherwise 0
- * * @opaque: what the handler was set with
- * *
- * * Does the work of virInternalProcessSetScheduler(). It may be called by any
- * * thread, by several at a time, and no lock of the library is held. libvirt
- * * calls it under its lock of that VM: it must not call libvirt on it. Calls of
- * * virInternalProcessSetScheduler() from inside skip this handler.
- * *
- * * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
- * * ends the process.
- * *
- * * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
- * * on down the chain, or -errno when it failed; errno itself is not looked at.
- * *
- * * Since: 0.1.0
+ * virInternalSetSchedulerHandler:
+ * @pid: the process
+ * @tid: one of its threads; the same as @pid for its first
+ * @policy: a virInternalSchedPolicy, but not VIR_INTERNAL_SCHED_NONE
+ * @priority: 1 to 99 for FIFO and RR, otherwise 0
+ * @opaque: what the handler was set with
+ *
+ * Does the work of virInternalProcessSetScheduler(). It may be called by any
+ * thread, by several at a time, and no lock of the library is held. libvirt
+ * calls it under its lock of that VM: it must not call libvirt on it. Calls of
+ * virInternalProcessSetScheduler() from inside skip this handler.
+ *
+ * It must return: leaving it by a C++ exception, pthread_exit() or longjmp()
+ * ends the process.
+ *
+ * Returns VIR_INTERNAL_HANDLED when it is done, VIR_INTERNAL_NOT_HANDLED to go
+ * on down the chain, or -errno when it failed; errno itself is not looked at.
+ *
+ * Since: 0.1.0
  */
 typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
                                               pid_t tid,
@@ -513,57 +516,53 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
                                               int priority,
                                               void *opaque);
 
-#ifdef __cplusplus
-extern "C" {
-#endif // __cplusplus
-
 /**
- * * virInternalCgroupAddThreads:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @group: absolute path of the cgroup's directory, or NULL
- * * @role: what the threads do: a virInternalThreadRole
- * * @tids: the ids of the threads, each one of @pid's
- * * @ids: the numbers of the vCPUs or IOThreads in the order of @tids, or NULL
- * * @ntids: how many threads, 1 to VIR_INTERNAL_CGROUP_THREADS_MAX
- * * @cpumap: the CPUs that the threads should run on, or NULL
- * * @maplen: its length in bytes, 1 to VIR_INTERNAL_CPUMAP_MAX, 0 without @cpumap
- * * @results: receives 0 or -errno for each thread, or NULL
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Moves threads of one process into a cgroup, v2 or v1. In v2 it writes to
- * * cgroup.threads; where only whole processes can be moved (from one domain to
- * * another) it writes to cgroup.procs if @tids are all of the process's threads,
- * * and fails with EOPNOTSUPP if not. In v1 it writes to tasks.
- * *
- * * @group NULL means that libvirt manages no cgroup for this VM: a handler is
- * * still asked and does its own read-back, directly it is a success with nothing
- * * done. @role, @ids and @cpumap are for handlers, the direct way does not look
- * * at them.
- * *
- * * A thread that has exited has -ESRCH in @results, the others are still moved
- * * and the call succeeds. Where a thread cannot be moved for another reason, the
- * * others are moved as well, @results says which is which, and the call fails
- * * with the first such errno. A thread of another process is an error before
- * * anything is moved.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalCgroupAddThreads:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @group: absolute path of the cgroup's directory, or NULL
+ * @role: what the threads do: a virInternalThreadRole
+ * @tids: the ids of the threads, each one of @pid's
+ * @ids: the numbers of the vCPUs or IOThreads in the order of @tids, or NULL
+ * @ntids: how many threads, 1 to VIR_INTERNAL_CGROUP_THREADS_MAX
+ * @cpumap: the CPUs that the threads should run on, or NULL
+ * @maplen: its length in bytes, 1 to VIR_INTERNAL_CPUMAP_MAX, 0 without @cpumap
+ * @results: receives 0 or -errno for each thread, or NULL
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Moves threads of one process into a cgroup, v2 or v1. In v2 it writes to
+ * cgroup.threads; where only whole processes can be moved (from one domain to
+ * another) it writes to cgroup.procs if @tids are all of the process's threads,
+ * and fails with EOPNOTSUPP if not. In v1 it writes to tasks.
+ *
+ * @group NULL means that libvirt manages no cgroup for this VM: a handler is
+ * still asked and does its own read-back, directly it is a success with nothing
+ * done. @role, @ids and @cpumap are for handlers, the direct way does not look
+ * at them.
+ *
+ * A thread that has exited has -ESRCH in @results, the others are still moved
+ * and the call succeeds. Where a thread cannot be moved for another reason, the
+ * others are moved as well, @results says which is which, and the call fails
+ * with the first such errno. A thread of another process is an error before
+ * anything is moved.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalCgroupAddThreads(struct _virConnect *conn,
                                 pid_t pid,
@@ -578,30 +577,30 @@ int virInternalCgroupAddThreads(struct _virConnect *conn,
                                 unsigned int flags);
 
 /**
- * * virInternalSetCgroupAddThreadsHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalCgroupAddThreads(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetCgroupAddThreadsHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalCgroupAddThreads(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetCgroupAddThreadsHandler(struct _virConnect *conn,
                                           unsigned int version,
@@ -611,88 +610,88 @@ int virInternalSetCgroupAddThreadsHandler(struct _virConnect *conn,
                                           unsigned int flags);
 
 /**
- * * virInternalConnectionClosed:
- * * @conn: the connection that was closed, or is about to be
- * *
- * * Drops everything that was set for @conn: every handler is unset as by its
- * * set function. To be called by whoever closes a connection, since the library
- * * only knows its address, which may become that of another one.
- * *
- * * Called outside any handler, it returns when nobody is inside a handler that
- * * was set for @conn and every free callback has returned; do not hold a lock
- * * that a handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child.
- * *
- * * Returns 0 on success, also when nothing was set; -1 on error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) when @conn is NULL,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalConnectionClosed:
+ * @conn: the connection that was closed, or is about to be
+ *
+ * Drops everything that was set for @conn: every handler is unset as by its
+ * set function. To be called by whoever closes a connection, since the library
+ * only knows its address, which may become that of another one.
+ *
+ * Called outside any handler, it returns when nobody is inside a handler that
+ * was set for @conn and every free callback has returned; do not hold a lock
+ * that a handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child.
+ *
+ * Returns 0 on success, also when nothing was set; -1 on error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) when @conn is NULL,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalConnectionClosed(struct _virConnect *conn);
 
 /**
- * * virInternalGetLastError:
- * *
- * * Tells what went wrong in this thread's last call of a function of this
- * * library.
- * *
- * * In a forked child it works without allocation for up to 16 threads at a
- * * time; beyond that it returns NULL and errno is all there is.
- * *
- * * Thread-safe, fork-safe.
- * *
- * * Returns the error, or NULL when that call succeeded. It is good until the
- * * thread's next call and must not be freed.
- * *
- * * Since: 0.1.0
+ * virInternalGetLastError:
+ *
+ * Tells what went wrong in this thread's last call of a function of this
+ * library.
+ *
+ * In a forked child it works without allocation for up to 16 threads at a
+ * time; beyond that it returns NULL and errno is all there is.
+ *
+ * Thread-safe, fork-safe.
+ *
+ * Returns the error, or NULL when that call succeeded. It is good until the
+ * thread's next call and must not be freed.
+ *
+ * Since: 0.1.0
  */
 virInternalErrorPtr virInternalGetLastError(void);
 
 /**
- * * virInternalResetLastError:
- * *
- * * Makes virInternalGetLastError() return NULL, until this thread's next call
- * * that fails.
- * *
- * * Thread-safe, fork-safe.
- * *
- * * Since: 0.1.0
+ * virInternalResetLastError:
+ *
+ * Makes virInternalGetLastError() return NULL, until this thread's next call
+ * that fails.
+ *
+ * Thread-safe, fork-safe.
+ *
+ * Since: 0.1.0
  */
 void virInternalResetLastError(void);
 
 /**
- * * virInternalProcessSetAffinity:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @tid: one of its threads; the same as @pid for its first
- * * @cpumap: the CPUs, as in virDomainPinVcpu(): bit n % 8 of byte n / 8 is CPU n
- * * @maplen: its length in bytes, 1 to VIR_INTERNAL_CPUMAP_MAX
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Sets the CPUs that one thread may run on, as libvirt's
- * * virProcessSetAffinity() does. CPUs that the machine does not have, or that
- * * the thread's cpuset does not allow, are left out by the kernel; none at all
- * * is an error (EINVAL). @tid must be a thread of @pid, before and after.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalProcessSetAffinity:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @tid: one of its threads; the same as @pid for its first
+ * @cpumap: the CPUs, as in virDomainPinVcpu(): bit n % 8 of byte n / 8 is CPU n
+ * @maplen: its length in bytes, 1 to VIR_INTERNAL_CPUMAP_MAX
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Sets the CPUs that one thread may run on, as libvirt's
+ * virProcessSetAffinity() does. CPUs that the machine does not have, or that
+ * the thread's cpuset does not allow, are left out by the kernel; none at all
+ * is an error (EINVAL). @tid must be a thread of @pid, before and after.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalProcessSetAffinity(struct _virConnect *conn,
                                   pid_t pid,
@@ -702,30 +701,30 @@ int virInternalProcessSetAffinity(struct _virConnect *conn,
                                   unsigned int flags);
 
 /**
- * * virInternalSetProcessSetAffinityHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalProcessSetAffinity(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetProcessSetAffinityHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetAffinity(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
                                             unsigned int version,
@@ -735,35 +734,35 @@ int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
                                             unsigned int flags);
 
 /**
- * * virInternalProcessSetMaxCoreSize:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @bytes: the largest size in bytes
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Limits the size of the core file that @pid may leave (RLIMIT_CORE, soft and
- * * hard), as libvirt's virProcessSetMaxCoreSize() does. ULLONG_MAX means
- * * unlimited.
- * *
- * * A handler must set exactly this.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalProcessSetMaxCoreSize:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @bytes: the largest size in bytes
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Limits the size of the core file that @pid may leave (RLIMIT_CORE, soft and
+ * hard), as libvirt's virProcessSetMaxCoreSize() does. ULLONG_MAX means
+ * unlimited.
+ *
+ * A handler must set exactly this.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalProcessSetMaxCoreSize(struct _virConnect *conn,
                                      pid_t pid,
@@ -771,30 +770,30 @@ int virInternalProcessSetMaxCoreSize(struct _virConnect *conn,
                                      unsigned int flags);
 
 /**
- * * virInternalSetProcessSetMaxCoreSizeHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalProcessSetMaxCoreSize(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetProcessSetMaxCoreSizeHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetMaxCoreSize(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
                                                unsigned int version,
@@ -804,36 +803,36 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
                                                unsigned int flags);
 
 /**
- * * virInternalProcessSetMaxFiles:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @files: how many it may have open
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Limits the files that @pid may have open (RLIMIT_NOFILE, soft and hard). As
- * * libvirt's virProcessSetMaxFiles() does, it sets one more than asked; other
- * * than there, the sum does not wrap: UINT_MAX sets 4294967296 (where the kernel
- * * allows that many). A handler sees @files as it was given, and need not add one.
- * *
- * * A handler may grant more than was asked for, never less.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalProcessSetMaxFiles:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @files: how many it may have open
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Limits the files that @pid may have open (RLIMIT_NOFILE, soft and hard). As
+ * libvirt's virProcessSetMaxFiles() does, it sets one more than asked; other
+ * than there, the sum does not wrap: UINT_MAX sets 4294967296 (where the kernel
+ * allows that many). A handler sees @files as it was given, and need not add one.
+ *
+ * A handler may grant more than was asked for, never less.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalProcessSetMaxFiles(struct _virConnect *conn,
                                   pid_t pid,
@@ -841,30 +840,30 @@ int virInternalProcessSetMaxFiles(struct _virConnect *conn,
                                   unsigned int flags);
 
 /**
- * * virInternalSetProcessSetMaxFilesHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalProcessSetMaxFiles(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetProcessSetMaxFilesHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetMaxFiles(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
                                             unsigned int version,
@@ -874,35 +873,35 @@ int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
                                             unsigned int flags);
 
 /**
- * * virInternalProcessSetMaxMemLock:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @bytes: how much it may lock, in bytes
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Limits the memory that @pid may lock (RLIMIT_MEMLOCK, soft and hard), as
- * * libvirt's virProcessSetMaxMemLock() does. 9007199254740991 (libvirt's
- * * VIR_DOMAIN_MEMORY_PARAM_UNLIMITED) and more mean unlimited; 0 sets 0.
- * *
- * * A handler may grant more than was asked for, never less.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalProcessSetMaxMemLock:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @bytes: how much it may lock, in bytes
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Limits the memory that @pid may lock (RLIMIT_MEMLOCK, soft and hard), as
+ * libvirt's virProcessSetMaxMemLock() does. 9007199254740991 (libvirt's
+ * VIR_DOMAIN_MEMORY_PARAM_UNLIMITED) and more mean unlimited; 0 sets 0.
+ *
+ * A handler may grant more than was asked for, never less.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalProcessSetMaxMemLock(struct _virConnect *conn,
                                     pid_t pid,
@@ -910,30 +909,30 @@ int virInternalProcessSetMaxMemLock(struct _virConnect *conn,
                                     unsigned int flags);
 
 /**
- * * virInternalSetProcessSetMaxMemLockHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalProcessSetMaxMemLock(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetProcessSetMaxMemLockHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetMaxMemLock(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
                                               unsigned int version,
@@ -943,35 +942,35 @@ int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
                                               unsigned int flags);
 
 /**
- * * virInternalProcessSetMaxProcesses:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @processes: how many there may be
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Limits the processes and threads of @pid's user, as @pid sees it
- * * (RLIMIT_NPROC, soft and hard), as libvirt's virProcessSetMaxProcesses() does.
- * * 0 sets 0.
- * *
- * * A handler may grant more than was asked for, never less.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalProcessSetMaxProcesses:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @processes: how many there may be
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Limits the processes and threads of @pid's user, as @pid sees it
+ * (RLIMIT_NPROC, soft and hard), as libvirt's virProcessSetMaxProcesses() does.
+ * 0 sets 0.
+ *
+ * A handler may grant more than was asked for, never less.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalProcessSetMaxProcesses(struct _virConnect *conn,
                                       pid_t pid,
@@ -979,30 +978,30 @@ int virInternalProcessSetMaxProcesses(struct _virConnect *conn,
                                       unsigned int flags);
 
 /**
- * * virInternalSetProcessSetMaxProcessesHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalProcessSetMaxProcesses(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetProcessSetMaxProcessesHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetMaxProcesses(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
                                                 unsigned int version,
@@ -1012,36 +1011,36 @@ int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
                                                 unsigned int flags);
 
 /**
- * * virInternalProcessSetScheduler:
- * * @conn: the connection whose handler is asked first, or NULL
- * * @pid: the process, 1 or more
- * * @tid: one of its threads; the same as @pid for its first
- * * @policy: a virInternalSchedPolicy (libvirt's numbers, not the kernel's)
- * * @priority: 1 to 99 for FIFO and RR, otherwise not looked at
- * * @flags: 0, or VIR_INTERNAL_NO_DIRECT
- * *
- * * Sets the scheduling policy and priority of one thread, as libvirt's
- * * virProcessSetScheduler() does. VIR_INTERNAL_SCHED_NONE is a success with
- * * nothing done and nobody asked. @tid must be a thread of @pid, before and
- * * after.
- * *
- * * Asks the handler set for @conn, then the one set for every connection, then
- * * the kernel directly. When a handler says that it is done, the kernel's
- * * state is read back.
- * *
- * * Thread-safe, fork-safe. Do not call it from a signal handler.
- * *
- * * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
- * * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
- * *
- * * Since: 0.1.0
+ * virInternalProcessSetScheduler:
+ * @conn: the connection whose handler is asked first, or NULL
+ * @pid: the process, 1 or more
+ * @tid: one of its threads; the same as @pid for its first
+ * @policy: a virInternalSchedPolicy (libvirt's numbers, not the kernel's)
+ * @priority: 1 to 99 for FIFO and RR, otherwise not looked at
+ * @flags: 0, or VIR_INTERNAL_NO_DIRECT
+ *
+ * Sets the scheduling policy and priority of one thread, as libvirt's
+ * virProcessSetScheduler() does. VIR_INTERNAL_SCHED_NONE is a success with
+ * nothing done and nobody asked. @tid must be a thread of @pid, before and
+ * after.
+ *
+ * Asks the handler set for @conn, then the one set for every connection, then
+ * the kernel directly. When a handler says that it is done, the kernel's
+ * state is read back.
+ *
+ * Thread-safe, fork-safe. Do not call it from a signal handler.
+ *
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
+ * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
+ * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
+ * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
+ * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ *
+ * Since: 0.1.0
  */
 int virInternalProcessSetScheduler(struct _virConnect *conn,
                                    pid_t pid,
@@ -1051,30 +1050,30 @@ int virInternalProcessSetScheduler(struct _virConnect *conn,
                                    unsigned int flags);
 
 /**
- * * virInternalSetProcessSetSchedulerHandler:
- * * @conn: the connection, or NULL for every connection
- * * @version: VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION
- * * @handler: what does the work from now on, or NULL to unset
- * * @opaque: handed to @handler untouched
- * * @freecb: called once with @opaque when the handler is gone, or NULL
- * * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
- * *
- * * Sets the handler of virInternalProcessSetScheduler(), in the place of the
- * * one that was set for @conn. Any thread may set at any time. @conn is an
- * * opaque key: it is never dereferenced, and need not be open.
- * *
- * * Called outside any handler, it returns when nobody is inside the old handler
- * * any more and the old free callback has returned: do not hold a lock that a
- * * handler takes. Called inside a handler, it does not wait.
- * *
- * * Thread-safe. Not possible in a forked child: daemonize before first use.
- * *
- * * Returns 0 on success, -1 on error, with nothing changed and @freecb not
- * * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
- * * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
- * * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
- * *
- * * Since: 0.1.0
+ * virInternalSetProcessSetSchedulerHandler:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION
+ * @handler: what does the work from now on, or NULL to unset
+ * @opaque: handed to @handler untouched
+ * @freecb: called once with @opaque when the handler is gone, or NULL
+ * @flags: 0, or VIR_INTERNAL_HANDLER_FORK_SAFE
+ *
+ * Sets the handler of virInternalProcessSetScheduler(), in the place of the
+ * one that was set for @conn. Any thread may set at any time. @conn is an
+ * opaque key: it is never dereferenced, and need not be open.
+ *
+ * Called outside any handler, it returns when nobody is inside the old handler
+ * any more and the old free callback has returned: do not hold a lock that a
+ * handler takes. Called inside a handler, it does not wait.
+ *
+ * Thread-safe. Not possible in a forked child: daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed and @freecb not
+ * called: VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's, VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for unknown @flags,
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
  */
 int virInternalSetProcessSetSchedulerHandler(struct _virConnect *conn,
                                              unsigned int version,
@@ -1084,30 +1083,30 @@ int virInternalSetProcessSetSchedulerHandler(struct _virConnect *conn,
                                              unsigned int flags);
 
 /**
- * * virInternalSecureErase:
- * * @buf: the memory, or NULL
- * * @len: its length in bytes
- * *
- * * Overwrites @len bytes at @buf with zeros, in a way that the compiler does
- * * not leave out (explicit_bzero()). Does nothing when @buf is NULL.
- * *
- * * Thread-safe, fork-safe. errno and the last error are left alone.
- * *
- * * Since: 0.1.0
+ * virInternalSecureErase:
+ * @buf: the memory, or NULL
+ * @len: its length in bytes
+ *
+ * Overwrites @len bytes at @buf with zeros, in a way that the compiler does
+ * not leave out (explicit_bzero()). Does nothing when @buf is NULL.
+ *
+ * Thread-safe, fork-safe. errno and the last error are left alone.
+ *
+ * Since: 0.1.0
  */
 void virInternalSecureErase(void *buf,
                             size_t len);
 
 /**
- * * virInternalSecureEraseString:
- * * @str: the string, or NULL
- * *
- * * Overwrites the bytes of @str up to its NUL with zeros, as
- * * virInternalSecureErase() does. Does nothing when @str is NULL.
- * *
- * * Thread-safe, fork-safe. errno and the last error are left alone.
- * *
- * * Since: 0.1.0
+ * virInternalSecureEraseString:
+ * @str: the string, or NULL
+ *
+ * Overwrites the bytes of @str up to its NUL with zeros, as
+ * virInternalSecureErase() does. Does nothing when @str is NULL.
+ *
+ * Thread-safe, fork-safe. errno and the last error are left alone.
+ *
+ * Since: 0.1.0
  */
 void virInternalSecureEraseString(char *str);
 
@@ -1117,8 +1116,8 @@ void virInternalSecureEraseString(char *str);
  */
 int rust_eh_personality(void);
 
-#ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+# ifdef __cplusplus
+}
+# endif
 
 #endif /* LIBVIRT_INTERNAL_H */
