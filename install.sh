@@ -134,9 +134,13 @@ if [ $build = yes ]; then
     command -v "$cargo" >/dev/null || die "no $cargo: install Rust, or set CARGO"
     mkdir -p "$builddir"
     # The command's features must not get into the library, so it is built
-    # apart; and only without an rlib does rustc optimize across crates.
+    # apart; and only without an rlib does rustc optimize across crates. It is
+    # never unloaded: threads that end later run code of it.
     "$cargo" rustc --locked --release --lib --no-default-features \
-        --crate-type cdylib,staticlib --target-dir "$target/library"
+        --crate-type cdylib,staticlib --target-dir "$target/library" -- \
+        -C link-arg=-Wl,-soname,libvirt-internal.so.0 \
+        -C link-arg=-Wl,-z,nodelete,-z,now,-z,defs \
+        -C link-arg="-Wl,--version-script=$PWD/src/libvirt-internal.map"
     built=$target/library/release
     update "$built/libvirt_internal.so" "$builddir/libvirt-internal.so.0"
     # What links to the library here can run here.

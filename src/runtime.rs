@@ -60,3 +60,6 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 extern "C" fn rust_eh_personality() -> c_int {
     foreign::unwound()
 }
+
+// Nobody else's unwinding is this routine's business.
+core::arch::global_asm!(".hidden rust_eh_personality");

@@ -1110,12 +1110,6 @@ void virInternalSecureErase(void *buf,
  */
 void virInternalSecureEraseString(char *str);
 
-/**
- * What an unwinder asks when it comes to a frame of this library's: an
- * exception has left a handler. No frame here can be unwound.
- */
-int rust_eh_personality(void);
-
 # ifdef __cplusplus
 }
 # endif
