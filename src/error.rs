@@ -6,7 +6,13 @@ use core::fmt::{self, Write};
 use crate::errno::Errno;
 use crate::thread;
 
-/// What kind of error it is: the `code` of a `virInternalError`.
+/**
+ * virInternalErrorCode:
+ *
+ * What kind of error it is: the code of a virInternalError.
+ *
+ * Since: 0.1.0
+ */
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, missing_docs)]

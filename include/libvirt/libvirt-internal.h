@@ -45,8 +45,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION:
  *
- * The version of virInternalCgroupAddThreads() that this header is for: give it to
- * virInternalSetCgroupAddThreadsHandler().
+ * The version of virInternalCgroupAddThreads() that this header is
+ * for: give it to virInternalSetCgroupAddThreadsHandler().
  *
  * Since: 0.1.0
  */
@@ -64,8 +64,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION:
  *
- * The version of virInternalProcessSetAffinity() that this header is for: give it to
- * virInternalSetProcessSetAffinityHandler().
+ * The version of virInternalProcessSetAffinity() that this header is
+ * for: give it to virInternalSetProcessSetAffinityHandler().
  *
  * Since: 0.1.0
  */
@@ -74,8 +74,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION:
  *
- * The version of virInternalProcessSetMaxCoreSize() that this header is for: give it to
- * virInternalSetProcessSetMaxCoreSizeHandler().
+ * The version of virInternalProcessSetMaxCoreSize() that this header is
+ * for: give it to virInternalSetProcessSetMaxCoreSizeHandler().
  *
  * Since: 0.1.0
  */
@@ -84,8 +84,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION:
  *
- * The version of virInternalProcessSetMaxFiles() that this header is for: give it to
- * virInternalSetProcessSetMaxFilesHandler().
+ * The version of virInternalProcessSetMaxFiles() that this header is
+ * for: give it to virInternalSetProcessSetMaxFilesHandler().
  *
  * Since: 0.1.0
  */
@@ -94,8 +94,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION:
  *
- * The version of virInternalProcessSetMaxMemLock() that this header is for: give it to
- * virInternalSetProcessSetMaxMemLockHandler().
+ * The version of virInternalProcessSetMaxMemLock() that this header is
+ * for: give it to virInternalSetProcessSetMaxMemLockHandler().
  *
  * Since: 0.1.0
  */
@@ -104,8 +104,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION:
  *
- * The version of virInternalProcessSetMaxProcesses() that this header is for: give it to
- * virInternalSetProcessSetMaxProcessesHandler().
+ * The version of virInternalProcessSetMaxProcesses() that this header is
+ * for: give it to virInternalSetProcessSetMaxProcessesHandler().
  *
  * Since: 0.1.0
  */
@@ -114,8 +114,8 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION:
  *
- * The version of virInternalProcessSetScheduler() that this header is for: give it to
- * virInternalSetProcessSetSchedulerHandler().
+ * The version of virInternalProcessSetScheduler() that this header is
+ * for: give it to virInternalSetProcessSetSchedulerHandler().
  *
  * Since: 0.1.0
  */
@@ -171,7 +171,11 @@ struct _virConnect;
 #define VIR_INTERNAL_HANDLER_FORK_SAFE (1 << 0)
 
 /**
- * What kind of error it is: the `code` of a `virInternalError`.
+ * virInternalErrorCode:
+ *
+ * What kind of error it is: the code of a virInternalError.
+ *
+ * Since: 0.1.0
  */
 typedef enum {
     /**
@@ -238,8 +242,12 @@ typedef enum {
 } virInternalOperation;
 
 /**
- * Policies by libvirt's numbers (virProcessSchedPolicy), not the kernel's;
- * OTHER is not among libvirt's.
+ * virInternalSchedPolicy:
+ *
+ * Scheduling policies by libvirt's numbers (virProcessSchedPolicy), not the
+ * kernel's. OTHER is not among libvirt's.
+ *
+ * Since: 0.1.0
  */
 typedef enum {
     /**
@@ -552,8 +560,8 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
@@ -681,8 +689,8 @@ void virInternalResetLastError(void);
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
@@ -752,8 +760,8 @@ int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
@@ -811,8 +819,9 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
  *
  * Limits the files that @pid may have open (RLIMIT_NOFILE, soft and hard). As
  * libvirt's virProcessSetMaxFiles() does, it sets one more than asked; other
- * than there, the sum does not wrap: UINT_MAX sets 4294967296 (where the kernel
- * allows that many). A handler sees @files as it was given, and need not add one.
+ * than there, the sum does not wrap: UINT_MAX sets 4294967296 (where the
+ * kernel allows that many). A handler sees @files as it was given, and need
+ * not add one.
  *
  * A handler may grant more than was asked for, never less.
  *
@@ -822,8 +831,8 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
@@ -891,8 +900,8 @@ int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
@@ -960,8 +969,8 @@ int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
@@ -1030,8 +1039,8 @@ int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;

@@ -75,8 +75,8 @@ impl virInternalThreadRole {
 /**
  * VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION:
  *
- * The version of virInternalCgroupAddThreads() that this header is for: give it to
- * virInternalSetCgroupAddThreadsHandler().
+ * The version of virInternalCgroupAddThreads() that this header is
+ * for: give it to virInternalSetCgroupAddThreadsHandler().
  *
  * Since: 0.1.0
  */
@@ -160,8 +160,8 @@ pub type virInternalCgroupAddThreadsHandler = Option<
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;

@@ -24,8 +24,8 @@ pub const VIR_INTERNAL_CPUMAP_MAX: c_int = 32768;
 /**
  * VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION:
  *
- * The version of virInternalProcessSetAffinity() that this header is for: give it to
- * virInternalSetProcessSetAffinityHandler().
+ * The version of virInternalProcessSetAffinity() that this header is
+ * for: give it to virInternalSetProcessSetAffinityHandler().
  *
  * Since: 0.1.0
  */
@@ -82,8 +82,8 @@ pub type virInternalSetAffinityHandler = Option<
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;

@@ -14,8 +14,8 @@ use crate::registry::Code;
 /**
  * VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION:
  *
- * The version of virInternalProcessSetMaxFiles() that this header is for: give it to
- * virInternalSetProcessSetMaxFilesHandler().
+ * The version of virInternalProcessSetMaxFiles() that this header is
+ * for: give it to virInternalSetProcessSetMaxFilesHandler().
  *
  * Since: 0.1.0
  */
@@ -52,8 +52,9 @@ pub type virInternalSetMaxFilesHandler =
  *
  * Limits the files that @pid may have open (RLIMIT_NOFILE, soft and hard). As
  * libvirt's virProcessSetMaxFiles() does, it sets one more than asked; other
- * than there, the sum does not wrap: UINT_MAX sets 4294967296 (where the kernel
- * allows that many). A handler sees @files as it was given, and need not add one.
+ * than there, the sum does not wrap: UINT_MAX sets 4294967296 (where the
+ * kernel allows that many). A handler sees @files as it was given, and need
+ * not add one.
  *
  * A handler may grant more than was asked for, never less.
  *
@@ -63,8 +64,8 @@ pub type virInternalSetMaxFilesHandler =
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;

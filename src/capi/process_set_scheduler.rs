@@ -17,8 +17,8 @@ use crate::registry::{Code, Key};
 /**
  * VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION:
  *
- * The version of virInternalProcessSetScheduler() that this header is for: give it to
- * virInternalSetProcessSetSchedulerHandler().
+ * The version of virInternalProcessSetScheduler() that this header is
+ * for: give it to virInternalSetProcessSetSchedulerHandler().
  *
  * Since: 0.1.0
  */
@@ -75,8 +75,8 @@ pub type virInternalSetSchedulerHandler = Option<
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
- * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and @flags
- * has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
+ * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
+ * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;

@@ -9,8 +9,14 @@ use libc::c_int;
 use super::check;
 use crate::error::{Error, Result};
 
-/// Policies by libvirt's numbers (virProcessSchedPolicy), not the kernel's;
-/// OTHER is not among libvirt's.
+/**
+ * virInternalSchedPolicy:
+ *
+ * Scheduling policies by libvirt's numbers (virProcessSchedPolicy), not the
+ * kernel's. OTHER is not among libvirt's.
+ *
+ * Since: 0.1.0
+ */
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, missing_docs)]
