@@ -677,30 +677,9 @@ static void call_from_inside(void *argument)
     expect_limit(RLIMIT_CORE, 8192);
 }
 
-<<<<<<< HEAD
 static void calls_from_inside(void *argument)
 {
     call_from_inside(argument);
-=======
-/* The handler may count as one that this thread is inside of, or as one that
- * is not fork-safe; but it is not called. */
-static void call_from_inside_unsafe(void *argument)
-{
-    struct rlimit before = limit_of_self(RLIMIT_CORE);
-    int result;
-
-    (void)argument;
-    step("the operation whose handler forked and is not fork-safe");
-    result = vir.ProcessSetMaxCoreSize(STEADY, getpid(), 8192, 0);
-    if (result == 0) {
-        expect_success(result);
-        expect_limit(RLIMIT_CORE, 8192);
-    } else {
-        expect_error(result, VIR_INTERNAL_ERR_FORKED, ECHILD, "forked child");
-        if (limit_of_self(RLIMIT_CORE).rlim_cur != before.rlim_cur)
-            fail("failed, but did it all the same");
-    }
->>>>>>> python
     step("another operation's fork-safe handler");
     expect_success(vir.ProcessSetMaxFiles(STEADY, getpid(), 50, 0));
     expect_limit(RLIMIT_NOFILE, 50);
@@ -729,11 +708,7 @@ static bool run_forking_handler(enum kind kind, void (*child)(void *),
 
 static void test_a_child_forked_inside_a_handler(enum kind kind)
 {
-<<<<<<< HEAD
     bool passed = run_forking_handler(kind, calls_from_inside, 0);
-=======
-    bool passed = run_forking_handler(kind, call_from_inside_unsafe, 0);
->>>>>>> python
 
     print_result(failure_of(passed), "a_child_forked_inside_a_handler_skips_it_%s",
                  kind_names[kind]);
