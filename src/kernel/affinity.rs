@@ -50,9 +50,10 @@ impl<'a> CpuMap<'a> {
         }
     }
 
-    /// Whether each CPU of `mask` is one of this map's, and there is one.
+    /// Whether each CPU of the kernel's `mask` is one of this map's, and there
+    /// is one.
     fn covers(&self, mask: &[u8]) -> bool {
-        let asked = |index| self.0.get(index).copied().unwrap_or(0);
+        let asked = |index| self.0.get(in_kernel(index)).copied().unwrap_or(0);
         mask.iter().any(|&byte| byte != 0)
             && mask
                 .iter()
@@ -149,29 +150,35 @@ fn sizes(length: usize) -> impl Iterator<Item = usize> {
 /// Whether the thread's CPUs are a non-empty subset of the map: a cpuset may
 /// have narrowed them.
 pub(crate) fn is_within(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<bool, Errno> {
-    let mut mask = [0; BYTES_MAX];
-    let length = get_mask(tid, &mut mask)?;
-    let mut bytes = [0; BYTES_MAX];
-    for index in 0..length {
-        bytes[index] = mask[in_kernel(index)];
+    match get_mask(tid, &mut [0; BYTES_FIRST]) {
+        Ok(mask) => Ok(map.covers(mask)),
+        Err(Errno::EINVAL) => is_within_widened(tid, map),
+        Err(errnum) => Err(errnum),
     }
-    Ok(map.covers(&bytes[..length]))
 }
 
-/// Fills `mask` as the kernel has it, and returns how much of it that is.
-fn get_mask(tid: libc::pid_t, mask: &mut [u8; BYTES_MAX]) -> core::result::Result<usize, Errno> {
-    let mut last = Err(Errno::EINVAL);
-    for size in sizes(0) {
-        // SAFETY: the kernel writes at most `size` bytes. (The system call
-        // says how many it wrote; glibc's wrapper does not.)
-        last = check(unsafe {
-            libc::syscall(libc::SYS_sched_getaffinity, tid, size, mask.as_mut_ptr())
-        });
-        if last != Err(Errno::EINVAL) {
-            break;
-        }
-    }
-    last.map(|length| length as usize)
+/// The kernel takes a mask that is larger than its own, but none that is
+/// smaller.
+#[cold]
+#[inline(never)]
+fn is_within_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<bool, Errno> {
+    get_mask(tid, &mut [0; BYTES_MAX]).map(|mask| map.covers(mask))
+}
+
+/// The CPUs of a thread, in the kernel's order of bytes, in as much of
+/// `buffer` as the kernel fills.
+fn get_mask(tid: libc::pid_t, buffer: &mut [u8]) -> core::result::Result<&[u8], Errno> {
+    // SAFETY: the kernel writes at most the buffer's length. (The system call
+    // says how many bytes it wrote; glibc's wrapper does not.)
+    let length = check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            tid,
+            buffer.len(),
+            buffer.as_mut_ptr(),
+        )
+    })?;
+    Ok(&buffer[..length as usize])
 }
 
 #[cfg(test)]

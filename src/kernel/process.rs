@@ -92,19 +92,26 @@ impl Task {
         }
     }
 
-    /// Fails unless the thread is one of the process's.
+    /// Fails unless the thread is one of the process's, before and after
+    /// `act`.
     ///
     /// A process's first thread has the process's id, and a thread that asks
     /// for itself is there: neither is asked of the kernel.
     #[inline(always)]
-    pub(crate) fn require(self) -> Result<()> {
-        if self.tid == self.pid.0 || thread::is_own(self.pid.0, self.tid) {
-            return Ok(());
+    pub(crate) fn required_around(self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        let is_certain = self.tid == self.pid.0 || thread::is_own(self.pid.0, self.tid);
+        if !is_certain {
+            self.require()?;
         }
-        self.require_of_kernel()
+        act()?;
+        match is_certain {
+            true => Ok(()),
+            false => self.require_still(),
+        }
     }
 
-    fn require_of_kernel(self) -> Result<()> {
+    /// Fails unless the thread is one of the process's.
+    pub(crate) fn require(self) -> Result<()> {
         let Task { pid, tid } = self;
         let owner = self.owner();
         if owner != Owner::Process {
@@ -122,7 +129,6 @@ impl Task {
     }
 
     /// Fails unless the thread is still one of the process's.
-    #[inline(always)]
     pub(crate) fn require_still(self) -> Result<()> {
         self.require().map_err(|_| self.gone())
     }

@@ -78,9 +78,9 @@ impl Operation for ProcessSetAffinity<'_> {
 
     #[inline(always)]
     fn direct(&self) -> Result<()> {
-        self.task.require()?;
-        affinity::set(self.task.tid(), self.cpumap).map_err(|errnum| self.failed(errnum))?;
-        self.task.require_still()
+        self.task.required_around(|| {
+            affinity::set(self.task.tid(), self.cpumap).map_err(|errnum| self.failed(errnum))
+        })
     }
 }
 

@@ -62,9 +62,9 @@ impl Operation for ProcessSetScheduler {
 
     #[inline(always)]
     fn direct(&self) -> Result<()> {
-        self.task.require()?;
-        scheduler::set(self.task.tid(), self.schedule).map_err(|errnum| cannot(self, errnum))?;
-        self.task.require_still()
+        self.task.required_around(|| {
+            scheduler::set(self.task.tid(), self.schedule).map_err(|errnum| cannot(self, errnum))
+        })
     }
 }
 

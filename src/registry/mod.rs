@@ -121,7 +121,7 @@ impl Registry {
             handler: entry.handler,
             id: entry.id,
             inside,
-            counted: Some((self, Arc::clone(entry))),
+            counted: Some((self, Arc::as_ptr(entry))),
         })
     }
 
@@ -174,7 +174,7 @@ impl Registry {
         if let Some(old) = old
             && old.inside.fetch_or(REMOVED, Ordering::AcqRel) == 0
         {
-            self.free(&old, inside);
+            self.free(Arc::as_ptr(&old), inside);
         }
         if inside.is_empty() {
             self.wait_until_gone(key);
@@ -190,18 +190,23 @@ impl Registry {
 
     /// Calls the free callback of a handler that nobody is inside any more.
     /// It counts as a handler: a set made in it does not wait for its own end.
-    fn free(&self, entry: &Arc<Entry>, inside: &Inside) {
-        if let Some(free) = entry.handler.free {
+    fn free(&self, entry: *const Entry, inside: &Inside) {
+        // SAFETY: in `leaving` until it is taken out below, which is done by
+        // the last one who was inside, here.
+        let handler = unsafe { (*entry).handler };
+        if let Some(free) = handler.free {
             let mut mark = Mark::new();
             let _entered = inside.enter(self.operation, HANDLER_NONE, &mut mark);
             let guard = foreign::Guard;
             // SAFETY: the application gave both, to be called once when the
             // handler is gone; `Call` and `set` see to the once.
-            unsafe { free(entry.handler.opaque) };
+            unsafe { free(handler.opaque) };
             guard.returned();
         }
         let mut state = lock(&self.state);
-        state.leaving.retain(|leaving| !Arc::ptr_eq(leaving, entry));
+        state
+            .leaving
+            .retain(|leaving| !core::ptr::eq(Arc::as_ptr(leaving), entry));
         drop(state);
         self.left.notify_all();
     }
@@ -213,16 +218,19 @@ pub(crate) struct Call<'a> {
     pub(crate) handler: Handler,
     pub(crate) id: u64,
     inside: &'a Inside,
-    counted: Option<(&'a Registry, Arc<Entry>)>,
+    /// The registry has the entry as long as somebody is counted inside it.
+    counted: Option<(&'a Registry, *const Entry)>,
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        let Some((registry, entry)) = &self.counted else {
+        let Some((registry, entry)) = self.counted else {
             return;
         };
+        // SAFETY: this call is counted, so the registry still has the entry.
+        let inside = unsafe { &(*entry).inside };
         // Release: what was done inside comes before the free callback.
-        if entry.inside.fetch_sub(1, Ordering::Release) == REMOVED | 1 {
+        if inside.fetch_sub(1, Ordering::Release) == REMOVED | 1 {
             fence(Ordering::Acquire);
             registry.free(entry, self.inside);
         }
