@@ -12,7 +12,7 @@
 //! touched, and the way that ends in one system call does not ask.
 
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::errno::Errno;
 
@@ -28,6 +28,9 @@ pub(crate) struct Page {
     pub(crate) threads: ChildThreads,
     /// Whether there ever was an error in one.
     pub(crate) vforked_child_failed: AtomicBool,
+    /// How many threads of the process itself have a last error: while it is
+    /// 0, a call that succeeds need not look for the thread's state.
+    pub(crate) failed_threads: AtomicUsize,
 }
 
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());

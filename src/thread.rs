@@ -55,6 +55,7 @@ impl Thread {
         unsafe { (*self.error.get()).message = message };
     }
 
+    /// Writes down all but that there is one.
     fn set_error(&self, operation: u32, error: Error) {
         // SAFETY: as in `set_message`.
         unsafe {
@@ -66,7 +67,6 @@ impl Thread {
                 message: (*last).message.as_ptr(),
             };
         }
-        self.failed.set(true);
     }
 
     /// Runs foreign code between the making of an error and its return.
@@ -77,6 +77,15 @@ impl Thread {
         f();
         // SAFETY: as in `set_message`.
         unsafe { (*self.error.get()).message = message };
+    }
+
+    /// Of a thread of the process itself: counts those that failed.
+    fn set_failed(&self, page: &Page, failed: bool) {
+        match (self.failed.replace(failed), failed) {
+            (false, true) => page.failed_threads.fetch_add(1, Ordering::Relaxed),
+            (true, false) => page.failed_threads.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
     }
 
     fn last_error(&self) -> *mut virInternalError {
@@ -98,7 +107,10 @@ const KEY_NONE: libc::pthread_key_t = libc::pthread_key_t::MAX;
 pub(crate) fn make_key() -> core::result::Result<(), Errno> {
     unsafe extern "C" fn drop_thread(thread: *mut c_void) {
         // SAFETY: `make_own` made it with a Box, for this thread alone.
-        drop(unsafe { Box::from_raw(thread.cast::<Thread>()) });
+        let thread = unsafe { Box::from_raw(thread.cast::<Thread>()) };
+        if let Some(page) = fork::page_if_made() {
+            thread.set_failed(page, false);
+        }
     }
     let mut key = KEY_NONE;
     // SAFETY: a new key, whose destructor fits what `make_own` puts there.
@@ -287,9 +299,19 @@ fn learn_tid() -> libc::pid_t {
 pub(crate) fn succeeded(page: &Page) {
     // What a vforked child leaves is found by the thread that forked it, too.
     if page.is_wiped()
-        || get_own().is_some_and(|thread| thread.failed.get())
+        || page.failed_threads.load(Ordering::Relaxed) != 0
         || page.vforked_child_failed.load(Ordering::Relaxed)
-            && page.threads.of(pthread_self()).next().is_some()
+    {
+        forget_error(page);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn forget_error(page: &Page) {
+    if page.is_wiped()
+        || get_own().is_some_and(|thread| thread.failed.get())
+        || page.threads.of(pthread_self()).next().is_some()
     {
         reset_error(page);
     }
@@ -315,9 +337,22 @@ pub(crate) fn set_message(text: fmt::Arguments<'_>) {
 /// The last call failed, and what it leaves in errno.
 #[cold]
 pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
-    any(page, |thread| thread.set_error(operation, error));
-    if let Some(page) = page.filter(|page| !page.is_wiped() && page.is_child()) {
-        page.vforked_child_failed.store(true, Ordering::Relaxed);
+    if let Some(page) = page {
+        if !page.is_child() {
+            own(|thread| {
+                thread.set_error(operation, error);
+                thread.set_failed(page, true);
+            });
+        } else {
+            // Without room for it, errno is all that is left.
+            in_child(page, |thread| {
+                thread.set_error(operation, error);
+                thread.failed.set(true);
+            });
+            if !page.is_wiped() {
+                page.vforked_child_failed.store(true, Ordering::Relaxed);
+            }
+        }
     }
     error.errnum.set();
 }
@@ -327,7 +362,7 @@ pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
 pub(crate) fn reset_error(page: &Page) {
     if !page.is_child() {
         if let Some(thread) = get_own() {
-            thread.failed.set(false);
+            thread.set_failed(page, false);
         }
         // This thread runs: children that it vforked are no more.
         page.threads
