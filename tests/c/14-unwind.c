@@ -148,8 +148,11 @@ leave(const Operation *operation, Script *script)
 {
     script->answer = jump;
     set(operation, NULL, script, 0);
-    if (setjmp(out) == 0)
+    if (setjmp(out) == 0) {
         operation->call(NULL, getpid(), 0);
+        FAIL("expected a longjmp() out of the handler, found %s",
+             virInternalGetLastError()->message);
+    }
 }
 
 static void

@@ -11,6 +11,10 @@
     "libvirt-internal: the " what " of " operation " did not return but threw " \
     "an exception or ended its thread; handlers must return"
 
+#define ENDS_IN(operation) \
+    .seconds = 0, .dies_by = SIGABRT, \
+    .saying = DID_NOT_RETURN("handler", "virInternal" #operation)
+
 static Script script;
 
 static int
@@ -32,30 +36,55 @@ call_and_catch(const Operation *operation)
 }
 
 /* Nor does it that there is none. */
-TEST(an_exception_that_nobody_catches_ends_the_process, .seconds = 0,
-     .dies_by = SIGABRT,
-     .saying = DID_NOT_RETURN("handler", "virInternalProcessSetMaxMemLock"))
+TEST(an_exception_that_nobody_catches_ends_the_process,
+     ENDS_IN(ProcessSetMaxMemLock))
 {
     script.answer = throw_exception;
     set(operations, NULL, &script, 0);
     operations->call(NULL, getpid(), 0);
 }
 
-#define TEST_ONE(index, operation) \
-    TEST(an_exception_ends_the_process_##operation, .seconds = 0, \
-         .dies_by = SIGABRT, \
-         .saying = DID_NOT_RETURN("handler", "virInternal" #operation)) \
-    { \
-        call_and_catch(&operations[index]); \
-    }
+TEST(an_exception_ends_the_process_ProcessSetMaxMemLock,
+     ENDS_IN(ProcessSetMaxMemLock))
+{
+    call_and_catch(&operations[0]);
+}
 
-TEST_ONE(0, ProcessSetMaxMemLock)
-TEST_ONE(1, ProcessSetMaxProcesses)
-TEST_ONE(2, ProcessSetMaxFiles)
-TEST_ONE(3, ProcessSetMaxCoreSize)
-TEST_ONE(4, ProcessSetScheduler)
-TEST_ONE(5, ProcessSetAffinity)
-TEST_ONE(6, CgroupAddThreads)
+TEST(an_exception_ends_the_process_ProcessSetMaxProcesses,
+     ENDS_IN(ProcessSetMaxProcesses))
+{
+    call_and_catch(&operations[1]);
+}
+
+TEST(an_exception_ends_the_process_ProcessSetMaxFiles,
+     ENDS_IN(ProcessSetMaxFiles))
+{
+    call_and_catch(&operations[2]);
+}
+
+TEST(an_exception_ends_the_process_ProcessSetMaxCoreSize,
+     ENDS_IN(ProcessSetMaxCoreSize))
+{
+    call_and_catch(&operations[3]);
+}
+
+TEST(an_exception_ends_the_process_ProcessSetScheduler,
+     ENDS_IN(ProcessSetScheduler))
+{
+    call_and_catch(&operations[4]);
+}
+
+TEST(an_exception_ends_the_process_ProcessSetAffinity,
+     ENDS_IN(ProcessSetAffinity))
+{
+    call_and_catch(&operations[5]);
+}
+
+TEST(an_exception_ends_the_process_CgroupAddThreads,
+     ENDS_IN(CgroupAddThreads))
+{
+    call_and_catch(&operations[6]);
+}
 
 static void
 throw_from_free(void *)
@@ -63,8 +92,8 @@ throw_from_free(void *)
     throw 42;
 }
 
-TEST(an_exception_in_a_free_callback_ends_the_process, .seconds = 0,
-     .dies_by = SIGABRT,
+TEST(an_exception_in_a_free_callback_ends_the_process,
+     .seconds = 0, .dies_by = SIGABRT,
      .saying = DID_NOT_RETURN("free callback", "virInternalCgroupAddThreads"))
 {
     const Operation *operation = &operations[6];
@@ -76,9 +105,8 @@ TEST(an_exception_in_a_free_callback_ends_the_process, .seconds = 0,
     }
 }
 
-TEST(an_exception_in_a_fork_safe_handler_ends_the_child, .seconds = 0,
-     .dies_by = SIGABRT,
-     .saying = DID_NOT_RETURN("handler", "virInternalProcessSetMaxFiles"))
+TEST(an_exception_in_a_fork_safe_handler_ends_the_child,
+     ENDS_IN(ProcessSetMaxFiles))
 {
     int status;
     pid_t child;

@@ -205,6 +205,8 @@ run_here(const Test *test)
         must(setrlimit(RLIMIT_CORE, &limit));
     }
     for_each_number("/proc/self/fd", note_descriptor, open);
+    if (test->left_out)
+        SKIP("%s", test->left_out);
     test->run();
     runner_context = NULL;
     if (test->dies_by)
@@ -343,14 +345,28 @@ run_in_process(const Test *test)
     return outcome;
 }
 
-static const Test *
+static Test *
 find(const char *name)
 {
-    const Test *test = tests;
+    Test *test = tests;
 
     while (test && strcmp(test->name, name) != 0)
         test = test->next;
     return test;
+}
+
+/* @argument is TEST:WHY; the test may be another program's. */
+static void
+leave_out(char *argument)
+{
+    char *why = strchrnul(argument, ':');
+    Test *test;
+
+    if (*why)
+        *why++ = '\0';
+    test = find(argument);
+    if (test)
+        test->left_out = why;
 }
 
 static int
@@ -359,10 +375,11 @@ usage(const char *problem)
     fprintf(stderr,
             "%s%susage: %s [OPTION]... [TEST]...\n"
             "Runs the tests with these names, or all.\n"
-            "  --list     lists the tests\n"
-            "  --no-fork  runs one test in this very process, without a time\n"
-            "             limit, for a debugger\n"
-            "  --slow=N   N times as much time for each test\n",
+            "  --list           lists the tests\n"
+            "  --no-fork        runs one test in this very process, without a\n"
+            "                   time limit, for a debugger\n"
+            "  --slow=N         N times as much time for each test\n"
+            "  --skip=TEST:WHY  leaves a test out, and says so\n",
             problem ? problem : "", problem ? "\n" : "",
             program_invocation_short_name);
     return problem ? 2 : 0;
@@ -409,6 +426,8 @@ main(int argc, char **argv)
             return usage(NULL);
         else if (strcmp(*names, "--no-fork") == 0)
             no_fork = true;
+        else if (strncmp(*names, "--skip=", 7) == 0)
+            leave_out(*names + 7);
         else if (sscanf(*names, "--slow=%u", &slowness) != 1)
             return usage("unknown option");
     }

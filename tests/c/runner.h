@@ -35,6 +35,8 @@ struct Test {
     /* Cleans up after the test. It runs in the runner, when all processes of
      * the test are gone, however they ended. */
     void (*after)(pid_t test);
+    /* Why it is not run this time: the command line says so. */
+    const char *left_out;
     Test *next;
 };
 
