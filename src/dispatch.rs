@@ -16,7 +16,7 @@ use crate::fork::Page;
 use crate::inside::{DEPTH_MAX, Inside, Mark};
 use crate::kernel::process::Held;
 use crate::registry::{Call, Code, Key, Registry};
-use crate::thread::{self, Thread};
+use crate::thread;
 
 /// What a handler can answer when it failed.
 pub(crate) const NEGATED_ERRNOS: RangeInclusive<c_int> = -4095..=-1;
@@ -61,6 +61,11 @@ pub(crate) trait Operation: fmt::Display {
 
     /// Does it, with libvirt's semantics.
     fn direct(&self) -> Result<()>;
+
+    /// It was not done, for that reason: for operations that tell more than
+    /// by what they return.
+    #[inline(always)]
+    fn failed(&self, _: Errno) {}
 }
 
 /// The error of a system call that did not do `operation`.
@@ -110,13 +115,14 @@ pub(crate) fn dispatch(
     operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
-    if !kind.registry.is_empty() {
-        return ask(page, kind, conn, operation, direct);
-    }
-    match direct {
-        Direct::Allowed => operation.direct().map(|()| Outcome::Done),
-        Direct::Forbidden => Ok(Outcome::NotHandled),
-    }
+    let done = if !kind.registry.is_empty() {
+        ask(page, kind, conn, operation, direct)
+    } else if direct == Direct::Allowed {
+        operation.direct().map(|()| Outcome::Done)
+    } else {
+        Ok(Outcome::NotHandled)
+    };
+    done.inspect_err(|error| operation.failed(error.errnum))
 }
 
 #[inline(never)]
@@ -127,18 +133,21 @@ fn ask(
     operation: &dyn Operation,
     direct: Direct,
 ) -> Result<Outcome> {
-    let is_child = page.is_child();
-    let child = is_child.then_some(page);
-    let asked = |thread: &Thread| chain(kind, conn, operation, direct, thread, child);
-    match is_child {
-        false => thread::own(asked),
-        true => thread::in_child(page, asked).unwrap_or_else(|| {
-            Err(Error::failed(
-                Errno::EAGAIN,
-                format_args!("too many threads of forked children use handlers at a time"),
-            ))
-        }),
+    let chain = |inside: &Inside, child| {
+        Chain {
+            page,
+            kind,
+            operation,
+            inside,
+            child,
+        }
+        .run(conn, direct)
+    };
+    if !page.is_child() {
+        return thread::own(|thread| chain(&thread.inside, false));
     }
+    thread::in_child(page, |thread| chain(&thread.inside, true))
+        .unwrap_or_else(|| chain(&Inside::full(), true))
 }
 
 /// Ends the process if a handler was left by longjmp(): it counts as running
@@ -156,97 +165,112 @@ pub(crate) fn require_no_longjmp(inside: &Inside) {
     }
 }
 
-#[inline(never)]
-fn chain(
+/// One operation's way from handler to handler, and to the kernel.
+struct Chain<'a> {
+    page: &'a Page,
     kind: &'static Kind,
-    conn: Key,
-    operation: &dyn Operation,
-    direct: Direct,
-    thread: &Thread,
-    child: Option<&Page>,
-) -> Result<Outcome> {
-    const EVERY_CONNECTION: Key = 0;
-    let keys = [conn, EVERY_CONNECTION];
-    let keys = match conn {
-        EVERY_CONNECTION => &keys[1..],
-        _ => &keys[..],
-    };
-    let inside = &thread.inside;
-    if child.is_none() {
-        require_no_longjmp(inside);
-    }
-    let mut held = None;
-    let mut passed_over = false;
-    for &key in keys {
-        let found = match child {
-            None => kind.registry.enter(key, inside),
-            Some(page) => kind
-                .registry
-                .enter_in_child(key, inside)
-                .filter(|call| !thread::was_forked_inside(page, kind.id, call.id)),
+    operation: &'a dyn Operation,
+    inside: &'a Inside,
+    /// Whether this is a forked child.
+    child: bool,
+}
+
+impl<'a> Chain<'a> {
+    #[inline(never)]
+    fn run(&self, conn: Key, direct: Direct) -> Result<Outcome> {
+        const EVERY_CONNECTION: Key = 0;
+        let Chain { operation, .. } = *self;
+        let keys = [conn, EVERY_CONNECTION];
+        let keys = match conn {
+            EVERY_CONNECTION => &keys[1..],
+            _ => &keys[..],
         };
-        let Some(call) = found else {
-            continue;
-        };
-        if child.is_some() && !call.handler.fork_safe {
-            passed_over = true;
-            continue;
+        if !self.child {
+            require_no_longjmp(self.inside);
         }
-        if held.is_none() {
-            match operation.hold() {
-                Ok(process) => held = Some(process),
-                Err(error) => {
-                    thread.keep_message(|| drop(call));
-                    return Err(error);
+        let mut held = None;
+        let mut passed_over = false;
+        for &key in keys {
+            let Some(call) = self.enter(key) else {
+                continue;
+            };
+            if self.child && !call.handler.fork_safe {
+                passed_over = true;
+                continue;
+            }
+            if held.is_none() {
+                match operation.hold() {
+                    Ok(process) => held = Some(process),
+                    Err(error) => {
+                        thread::keep_message(self.page, || drop(call));
+                        return Err(error);
+                    }
                 }
             }
+            let answer = self.call(&call);
+            // A lock may be held here for ever.
+            if !self.child && self.page.is_wiped() {
+                core::mem::forget(call);
+                return Err(Error::forked(format_args!(
+                    "cannot {operation}: the handler forked, and returned in the child"
+                )));
+            }
+            drop(call);
+            if outcome(operation, answer)? == Outcome::Done {
+                let read_back = operation.read_back();
+                // First of all: what was read was read of that very process.
+                require_still(&held)?;
+                return read_back.map(|()| Outcome::Done);
+            }
         }
-        let answer = call_handler(kind, operation, &call, inside);
-        drop(call);
-        if outcome(operation, answer)? == Outcome::Done {
-            let read_back = operation.read_back();
-            // First of all: what was read was read of that very process.
-            require_still(&held)?;
-            return read_back.map(|()| Outcome::Done);
+        if passed_over {
+            return Err(Error::forked(format_args!(
+                "cannot {operation}: this is a forked child, and the handler is not \
+                 VIR_INTERNAL_HANDLER_FORK_SAFE"
+            )));
+        }
+        if direct == Direct::Forbidden {
+            return Ok(Outcome::NotHandled);
+        }
+        // Time has passed in handlers that did nothing.
+        require_still(&held)?;
+        operation.direct()?;
+        require_still(&held)?;
+        Ok(Outcome::Done)
+    }
+
+    /// Goes into the handler that is set for `key`, unless this thread is
+    /// inside it.
+    fn enter(&self, key: Key) -> Option<Call<'a>> {
+        let registry = &self.kind.registry;
+        match self.child {
+            false => registry.enter(key, self.inside),
+            true => registry
+                .enter_in_child(key, self.inside)
+                .filter(|call| !thread::was_forked_inside(self.page, self.kind.id, call.id)),
         }
     }
-    if passed_over {
-        return Err(Error::forked(format_args!(
-            "cannot {operation}: this is a forked child, and the handler is not \
-             VIR_INTERNAL_HANDLER_FORK_SAFE"
-        )));
+
+    /// Calls the handler, below everything that [`require_no_longjmp`] looks
+    /// at. `None`: too many are inside one another.
+    #[inline(never)]
+    fn call(&self, call: &Call<'_>) -> Option<c_int> {
+        let mut mark = Mark::new();
+        let _entered = self.inside.enter(self.kind.id, call.id, &mut mark)?;
+        let guard = foreign::Guard;
+        // SAFETY: the registry of this kind has only handlers of it, with what
+        // they were set with, and `call` keeps them from being freed.
+        let answer = unsafe {
+            self.operation
+                .invoke(call.handler.code, call.handler.opaque)
+        };
+        guard.returned();
+        Some(answer)
     }
-    if direct == Direct::Forbidden {
-        return Ok(Outcome::NotHandled);
-    }
-    // Time has passed in handlers that did nothing.
-    require_still(&held)?;
-    operation.direct()?;
-    require_still(&held)?;
-    Ok(Outcome::Done)
 }
 
 fn require_still(held: &Option<Held>) -> Result<()> {
     held.as_ref().map_or(Ok(()), Held::require_still)
-}
-
-/// Calls the handler, below everything that [`require_no_longjmp`] looks at.
-/// `None`: too many are inside one another.
-#[inline(never)]
-fn call_handler(
-    kind: &'static Kind,
-    operation: &dyn Operation,
-    call: &Call<'_>,
-    inside: &Inside,
-) -> Option<c_int> {
-    let mut mark = Mark::new();
-    let _entered = inside.enter(kind.id, call.id, &mut mark)?;
-    let guard = foreign::Guard;
-    // SAFETY: the registry of this kind has only handlers of it, with what
-    // they were set with, and `call` keeps them from being freed.
-    let answer = unsafe { operation.invoke(call.handler.code, call.handler.opaque) };
-    guard.returned();
-    Some(answer)
 }
 
 fn outcome(operation: &dyn Operation, answer: Option<c_int>) -> Result<Outcome> {
@@ -266,7 +290,10 @@ fn outcome(operation: &dyn Operation, answer: Option<c_int>) -> Result<Outcome> 
         )),
         None => Err(Error::failed(
             Errno::ELOOP,
-            format_args!("more than {DEPTH_MAX} handlers are inside one another"),
+            format_args!(
+                "cannot {operation}: more than {DEPTH_MAX} handlers are inside one another, or too \
+                 many threads of forked children are in handlers"
+            ),
         )),
     }
 }

@@ -23,7 +23,8 @@ pub enum virInternalErrorCode {
     VIR_INTERNAL_ERR_VERSION = 2,
     /// The process or thread is not there, or went away (ESRCH)
     VIR_INTERNAL_ERR_NO_PROCESS = 3,
-    /// The delegate's policy does not allow it (EPERM)
+    /// The delegate's policy does not allow it (EPERM); this and the other
+    /// errors of a delegate are reserved: this version has none
     VIR_INTERNAL_ERR_REFUSED = 4,
     /// The handler, the delegate or the kernel failed (its errno)
     VIR_INTERNAL_ERR_FAILED = 5,
@@ -156,6 +157,12 @@ impl Error {
     #[cold]
     pub(crate) fn read_back(text: fmt::Arguments<'_>) -> Self {
         Self::new(Code::VIR_INTERNAL_ERR_READ_BACK, Errno::EREMOTEIO, text)
+    }
+
+    /// Something that this machine does not have.
+    #[cold]
+    pub(crate) fn unsupported(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_UNSUPPORTED, Errno::ENOSYS, text)
     }
 
     /// Something that a forked child cannot do.

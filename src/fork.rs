@@ -26,8 +26,8 @@ pub(crate) struct Page {
     owner: AtomicI32,
     /// The states of the threads of vforked children.
     pub(crate) threads: ChildThreads,
-    /// Whether there ever was an error in one.
-    pub(crate) vforked_child_failed: AtomicBool,
+    /// Whether there ever was one that needed a state.
+    pub(crate) has_vforked_children: AtomicBool,
     /// How many threads of the process itself have a last error: while it is
     /// 0, a call that succeeds need not look for the thread's state.
     pub(crate) failed_threads: AtomicUsize,
@@ -133,7 +133,7 @@ fn make() -> Result<&'static Page> {
 
 /// The process whose memory this is. When a child of vfork() is the first to
 /// call the library, that is its parent: the child will be gone, the mapping
-/// will not. Where the kernel does not say, it is the caller.
+/// will not.
 fn owner_of_memory() -> libc::pid_t {
     const KCMP_VM: libc::c_int = 1;
     // SAFETY: getppid() has no arguments and cannot fail.
@@ -141,6 +141,27 @@ fn owner_of_memory() -> libc::pid_t {
     // SAFETY: numbers only.
     match unsafe { libc::syscall(libc::SYS_kcmp, own, parent, KCMP_VM, 0, 0) } {
         0 => parent,
+        // Container runtimes refuse kcmp() to those who may not trace.
+        -1 if has_borrowed_thread() => parent,
         _ => own,
+    }
+}
+
+/// Whether this thread runs on what the C library made for another one, as a
+/// child of vfork() or of a raw clone() does. The C library knows the other
+/// one's id, and says it in the id of the thread's CPU clock (whose form is the
+/// kernel's: the inverted thread id, shifted left by 3).
+fn has_borrowed_thread() -> bool {
+    unsafe extern "C" {
+        fn pthread_getcpuclockid(
+            thread: libc::pthread_t,
+            clock: *mut libc::clockid_t,
+        ) -> libc::c_int;
+    }
+    let mut clock = 0;
+    // SAFETY: this thread, which is alive, and a clock id to write.
+    unsafe {
+        pthread_getcpuclockid(libc::pthread_self(), &mut clock) == 0
+            && !(clock >> 3) != libc::gettid()
     }
 }

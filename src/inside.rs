@@ -56,6 +56,15 @@ impl Inside {
         }
     }
 
+    /// One that no handler can be entered with: where there is no room to
+    /// record it.
+    #[cfg(not(loom))]
+    pub(crate) fn full() -> Self {
+        let full = Inside::new();
+        full.depth.set(DEPTH_MAX);
+        full
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.depth.get() == 0
     }
@@ -113,8 +122,7 @@ impl Inside {
     /// `here` is a variable of the function that is about to run a handler
     /// from a function below it. A handler that is still running was called
     /// from further up the stack, and nothing has written over its mark. A
-    /// thread that switches between stacks of its own (a coroutine) is left
-    /// alone, for its stacks lie anywhere.
+    /// coroutine, whose stack lies elsewhere than the thread's, is left alone.
     pub(crate) fn left_by_longjmp<T>(&self, here: &T) -> Option<Frame> {
         let newest = self.innermost()?;
         let here = core::ptr::from_ref(here) as usize;

@@ -8,6 +8,7 @@ pub(crate) use imp::*;
 #[cfg(not(loom))]
 mod imp {
     use core::cell::UnsafeCell;
+    use core::ffi::c_int;
     use core::ops::{Deref, DerefMut};
 
     pub(crate) use alloc::sync::Arc;
@@ -83,11 +84,21 @@ mod imp {
         }
     }
 
-    /// Waits to be notified, unlocked meanwhile.
+    /// Waits to be notified, unlocked meanwhile. The thread is not cancelled
+    /// there: it would end with the mutex locked.
     pub(crate) fn wait<'a, T>(condvar: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        // SAFETY: both are initialised and not moved; the guard's thread has
-        // the mutex locked.
-        unsafe { libc::pthread_cond_wait(condvar.0.get(), guard.0.raw.get()) };
+        unsafe extern "C" {
+            fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+        }
+        const PTHREAD_CANCEL_DISABLE: c_int = 1;
+        let mut state = 0;
+        // SAFETY: the condition variable and the mutex are initialised and not
+        // moved, and the guard's thread has the mutex locked.
+        unsafe {
+            pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &mut state);
+            libc::pthread_cond_wait(condvar.0.get(), guard.0.raw.get());
+            pthread_setcancelstate(state, &mut state);
+        }
         guard
     }
 }

@@ -15,6 +15,7 @@ use crate::capi::error::virInternalError;
 use crate::error::{Code, Error, Message};
 use crate::fork::{self, Page};
 use crate::inside::{Frame, Inside};
+use crate::kernel::process;
 
 /// What is kept for a thread. All zeros is one that has not called anything.
 pub(crate) struct Thread {
@@ -67,16 +68,6 @@ impl Thread {
                 message: (*last).message.as_ptr(),
             };
         }
-    }
-
-    /// Runs foreign code between the making of an error and its return.
-    #[cold]
-    pub(crate) fn keep_message(&self, f: impl FnOnce()) {
-        // SAFETY: as in `set_message`.
-        let message = unsafe { (*self.error.get()).message };
-        f();
-        // SAFETY: as in `set_message`.
-        unsafe { (*self.error.get()).message = message };
     }
 
     /// Of a thread of the process itself: counts those that failed.
@@ -155,7 +146,7 @@ pub(crate) fn own<R>(f: impl FnOnce(&Thread) -> R) -> R {
 
 /// How many threads of one forked child (or how many vforked children at a
 /// time) can have a last error and be inside fork-safe handlers.
-const CHILD_THREADS_MAX: usize = 16;
+const CHILD_THREADS_MAX: usize = 64;
 
 /// The states of children's threads, which cannot allocate one.
 pub(crate) struct ChildThreads([ChildThread; CHILD_THREADS_MAX]);
@@ -207,7 +198,7 @@ impl ChildThreads {
         let of_the_dead = || {
             self.0.iter().find(|child| {
                 let owner = child.tid.load(Ordering::Acquire);
-                !exists(owner) && child.take(owner, tid)
+                owner > 0 && !process::exists(owner) && child.take(owner, tid)
             })
         };
         self.find(tid).or_else(free).or_else(of_the_dead)
@@ -216,22 +207,27 @@ impl ChildThreads {
     /// The states of threads that are this one or that it was forked from.
     fn of(&self, pthread: usize) -> impl Iterator<Item = &ChildThread> {
         self.0.iter().filter(move |child| {
-            child.tid.load(Ordering::Relaxed) != 0
+            child.tid.load(Ordering::Acquire) > 0
                 && child.pthread.load(Ordering::Relaxed) == pthread
         })
     }
 }
 
+/// In the place of a thread's id while its state is being claimed.
+const BEING_CLAIMED: libc::pid_t = -1;
+
 impl ChildThread {
     fn take(&self, from: libc::pid_t, to: libc::pid_t) -> bool {
         let taken = self
             .tid
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(from, BEING_CLAIMED, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
         if taken {
             self.pthread.store(pthread_self(), Ordering::Relaxed);
             self.thread.failed.set(false);
             self.thread.inside.clear();
+            // Release: whoever sees whose it is sees all of this.
+            self.tid.store(to, Ordering::Release);
         }
         taken
     }
@@ -239,11 +235,6 @@ impl ChildThread {
     fn release(&self) {
         self.tid.store(0, Ordering::Release);
     }
-}
-
-fn exists(tid: libc::pid_t) -> bool {
-    // SAFETY: signal 0 is not sent, it only asks.
-    unsafe { libc::kill(tid, 0) == 0 || Errno::last() != Errno::ESRCH }
 }
 
 fn gettid() -> libc::pid_t {
@@ -259,17 +250,40 @@ fn pthread_self() -> usize {
 /// Runs `f` with the state of this thread of a child. `None`: the child has
 /// more threads than there is room for.
 pub(crate) fn in_child<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> Option<R> {
-    children(page).claim(gettid()).map(|child| f(&child.thread))
+    forget_gone_children(page);
+    let child = children(page).claim(gettid())?;
+    if !page.is_wiped() {
+        page.has_vforked_children.store(true, Ordering::Relaxed);
+    }
+    Some(f(&child.thread))
+}
+
+/// The thread that vforked this child had run again before: whatever it
+/// vforked earlier has exited, or become another program, maybe in the midst
+/// of a handler.
+fn forget_gone_children(page: &Page) {
+    // SAFETY: getppid() has no arguments and cannot fail.
+    if !page.is_wiped() && unsafe { libc::getppid() } == page.owner() {
+        let own = gettid();
+        page.threads
+            .of(pthread_self())
+            .filter(|child| child.tid.load(Ordering::Relaxed) != own)
+            .for_each(ChildThread::release);
+    }
 }
 
 /// Whether this thread of a child was forked, itself or whatever it was forked
 /// from, inside that handler.
 pub(crate) fn was_forked_inside(page: &Page, operation: u32, handler: u64) -> bool {
     let is_inside = |thread: &Thread| thread.inside.contains(operation, handler);
+    // Only the first thread of a child with memory of its own was forked;
+    // others may have got the address of a thread that was not.
+    let was_forked = !page.is_wiped() || gettid() == fork::getpid();
     get_own().is_some_and(is_inside)
-        || children(page)
-            .of(pthread_self())
-            .any(|child| is_inside(&child.thread))
+        || was_forked
+            && children(page)
+                .of(pthread_self())
+                .any(|child| is_inside(&child.thread))
 }
 
 /// Whether `tid` is this very thread and `pid` the process that it belongs
@@ -300,7 +314,7 @@ pub(crate) fn succeeded(page: &Page) {
     // What a vforked child leaves is found by the thread that forked it, too.
     if page.is_wiped()
         || page.failed_threads.load(Ordering::Relaxed) != 0
-        || page.vforked_child_failed.load(Ordering::Relaxed)
+        || page.has_vforked_children.load(Ordering::Relaxed)
     {
         forget_error(page);
     }
@@ -334,6 +348,23 @@ pub(crate) fn set_message(text: fmt::Arguments<'_>) {
     any(fork::page_if_made(), |thread| thread.set_message(text));
 }
 
+/// Runs foreign code between the making of an error and its return, which may
+/// make errors of its own.
+#[cold]
+pub(crate) fn keep_message(page: &Page, foreign: impl FnOnce()) {
+    let message = any(Some(page), |thread| {
+        // SAFETY: only this thread comes here.
+        unsafe { (*thread.error.get()).message }
+    });
+    foreign();
+    if let Some(message) = message {
+        any(Some(page), |thread| {
+            // SAFETY: as above.
+            unsafe { (*thread.error.get()).message = message };
+        });
+    }
+}
+
 /// The last call failed, and what it leaves in errno.
 #[cold]
 pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
@@ -349,9 +380,6 @@ pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
                 thread.set_error(operation, error);
                 thread.failed.set(true);
             });
-            if !page.is_wiped() {
-                page.vforked_child_failed.store(true, Ordering::Relaxed);
-            }
         }
     }
     error.errnum.set();

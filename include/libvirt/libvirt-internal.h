@@ -191,7 +191,8 @@ typedef enum {
      */
     VIR_INTERNAL_ERR_NO_PROCESS = 3,
     /**
-     * The delegate's policy does not allow it (EPERM)
+     * The delegate's policy does not allow it (EPERM); this and the other
+     * errors of a delegate are reserved: this version has none
      */
     VIR_INTERNAL_ERR_REFUSED = 4,
     /**
@@ -554,6 +555,13 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
  * with the first such errno. A thread of another process is an error before
  * anything is moved.
  *
+ * When the call fails as a whole, each of @results is -errno; a thread that a
+ * handler left elsewhere has -EREMOTEIO. They are not looked at nor written
+ * when an argument is out of range, and mean nothing when it was not handled.
+ *
+ * The caller must be able to see the cgroup, for it is opened before a handler
+ * is asked. A caller that cannot has @group NULL.
+ *
  * Asks the handler set for @conn, then the one set for every connection, then
  * the kernel directly. When a handler says that it is done, the kernel's
  * state is read back.
@@ -565,10 +573,13 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -645,7 +656,7 @@ int virInternalConnectionClosed(struct _virConnect *conn);
  * Tells what went wrong in this thread's last call of a function of this
  * library.
  *
- * In a forked child it works without allocation for up to 16 threads at a
+ * In a forked child it works without allocation for up to 64 threads at a
  * time; beyond that it returns NULL and errno is all there is.
  *
  * Thread-safe, fork-safe.
@@ -694,10 +705,13 @@ void virInternalResetLastError(void);
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -765,10 +779,13 @@ int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -836,10 +853,13 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -905,10 +925,13 @@ int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -974,10 +997,13 @@ int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -1044,10 +1070,13 @@ int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */

@@ -154,6 +154,13 @@ pub type virInternalCgroupAddThreadsHandler = Option<
  * with the first such errno. A thread of another process is an error before
  * anything is moved.
  *
+ * When the call fails as a whole, each of @results is -errno; a thread that a
+ * handler left elsewhere has -EREMOTEIO. They are not looked at nor written
+ * when an argument is out of range, and mean nothing when it was not handled.
+ *
+ * The caller must be able to see the cgroup, for it is opened before a handler
+ * is asked. A caller that cannot has @group NULL.
+ *
  * Asks the handler set for @conn, then the one set for every connection, then
  * the kernel directly. When a handler says that it is done, the kernel's
  * state is read back.
@@ -165,10 +172,13 @@ pub type virInternalCgroupAddThreadsHandler = Option<
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */

@@ -43,7 +43,7 @@ pub type virInternalErrorPtr = *mut virInternalError;
  * Tells what went wrong in this thread's last call of a function of this
  * library.
  *
- * In a forked child it works without allocation for up to 16 threads at a
+ * In a forked child it works without allocation for up to 64 threads at a
  * time; beyond that it returns NULL and errno is all there is.
  *
  * Thread-safe, fork-safe.

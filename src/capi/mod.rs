@@ -2,8 +2,9 @@
 //! The C interface: the only place with exported functions and raw pointers.
 //!
 //! A function checks its arguments, makes a request of them and hands it on;
-//! [`boundary`] turns what comes back into the C return. Prose above a
-//! function is libvirt's kind, because it becomes the header's.
+//! `boundary` turns what comes back into the C return. Prose above a function
+//! is libvirt's kind, because it becomes the header's. Two C types are defined
+//! where the library itself speaks of them: the error code and the policy.
 
 pub mod cgroup_add_threads;
 pub mod connection;

@@ -68,10 +68,13 @@ pub type virInternalSetMaxCoreSizeHandler = Option<
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel;
+ * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
+ * for an answer that is none, ELOOP when 16 handlers are inside one another;
  * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
  * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE.
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
+ * pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */

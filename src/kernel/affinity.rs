@@ -36,18 +36,15 @@ impl<'a> CpuMap<'a> {
             return Err(Error::invalid(format_args!("cpumap is NULL")));
         }
         // SAFETY: not NULL, and the caller's word for the length.
-        Ok(CpuMap(unsafe { core::slice::from_raw_parts(map, bytes) }))
+        let map = unsafe { core::slice::from_raw_parts(map, bytes) };
+        if map.iter().all(|&byte| byte == 0) {
+            return Err(Error::invalid(format_args!("cpumap names no CPU")));
+        }
+        Ok(CpuMap(map))
     }
 
     pub(crate) fn bytes(&self) -> &'a [u8] {
         self.0
-    }
-
-    pub(crate) fn require_a_cpu(&self) -> Result<()> {
-        match self.0.iter().any(|&byte| byte != 0) {
-            true => Ok(()),
-            false => Err(Error::invalid(format_args!("cpumap names no CPU"))),
-        }
     }
 
     /// Whether each CPU of the kernel's `mask` is one of this map's, and there
@@ -130,7 +127,8 @@ fn set_mask(tid: libc::pid_t, mask: &[u8]) -> core::result::Result<(), Errno> {
 #[cold]
 #[inline(never)]
 fn set_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<(), Errno> {
-    let mut mask = [0; BYTES_MAX];
+    let mut widest = Widest::new()?;
+    let mask = widest.as_mut();
     for (index, &byte) in map.0.iter().enumerate() {
         mask[in_kernel(index)] = byte;
     }
@@ -138,6 +136,42 @@ fn set_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<(), Er
         .map(|size| set_mask(tid, &mask[..size]))
         .find(|set| *set != Err(Errno::EINVAL))
         .unwrap_or(Err(Errno::EINVAL))
+}
+
+/// The widest mask, all zeros. It is mapped: a thread's stack may be smaller,
+/// and a forked child must not allocate.
+struct Widest(*mut [u8; BYTES_MAX]);
+
+impl Widest {
+    fn new() -> core::result::Result<Widest, Errno> {
+        // SAFETY: a new private mapping touches nobody's memory.
+        let mapping = unsafe {
+            libc::mmap(
+                core::ptr::null_mut(),
+                BYTES_MAX,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        match mapping {
+            libc::MAP_FAILED => Err(Errno::last()),
+            mapping => Ok(Widest(mapping.cast())),
+        }
+    }
+
+    fn as_mut(&mut self) -> &mut [u8; BYTES_MAX] {
+        // SAFETY: as large as that, zeroed, and reached through `self` only.
+        unsafe { &mut *self.0 }
+    }
+}
+
+impl Drop for Widest {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and no reference is left.
+        unsafe { libc::munmap(self.0.cast(), BYTES_MAX) };
+    }
 }
 
 /// The sizes to try for a map of `length` bytes.
@@ -162,7 +196,8 @@ pub(crate) fn is_within(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Resu
 #[cold]
 #[inline(never)]
 fn is_within_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<bool, Errno> {
-    get_mask(tid, &mut [0; BYTES_MAX]).map(|mask| map.covers(mask))
+    let mut widest = Widest::new()?;
+    get_mask(tid, widest.as_mut()).map(|mask| map.covers(mask))
 }
 
 /// The CPUs of a thread, in the kernel's order of bytes, in as much of

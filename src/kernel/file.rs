@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Small files of /proc and cgroupfs, without allocation.
+//!
+//! The system calls are made without the C library's functions, which are
+//! points where threads are cancelled: a cancelled thread would unwind through
+//! the library.
 
 use core::ffi::CStr;
 use core::fmt::{self, Write};
@@ -28,7 +32,7 @@ impl Fd {
 impl Drop for Fd {
     fn drop(&mut self) {
         // SAFETY: nobody else's, so nobody uses it.
-        unsafe { libc::close(self.0) };
+        unsafe { libc::syscall(libc::SYS_close, self.0) };
     }
 }
 
@@ -45,7 +49,7 @@ pub(crate) fn open(path: &CStr, flags: c_int) -> Result<Fd, Errno> {
 fn open_below(directory: c_int, name: &CStr, flags: c_int) -> Result<Fd, Errno> {
     let flags = flags | libc::O_CLOEXEC;
     // SAFETY: the name is a C string; without O_CREAT there is no mode.
-    let fd = check(unsafe { libc::openat(directory, name.as_ptr(), flags) })?;
+    let fd = check(unsafe { libc::syscall(libc::SYS_openat, directory, name.as_ptr(), flags) })?;
     // SAFETY: just opened.
     Ok(unsafe { Fd::new(fd) })
 }
@@ -55,7 +59,12 @@ pub(crate) fn read(file: &Fd, buffer: &mut [u8]) -> Result<usize, Errno> {
     loop {
         // SAFETY: the kernel writes at most the buffer's length.
         let read = check(unsafe {
-            libc::read(file.get(), buffer.as_mut_ptr().cast(), buffer.len()) as i64
+            libc::syscall(
+                libc::SYS_read,
+                file.get(),
+                buffer.as_mut_ptr(),
+                buffer.len(),
+            )
         });
         match read {
             Err(Errno::EINTR) => {}
@@ -69,7 +78,7 @@ pub(crate) fn write(file: &Fd, text: &[u8]) -> Result<(), Errno> {
     loop {
         // SAFETY: the kernel reads at most the text's length.
         let written =
-            check(unsafe { libc::write(file.get(), text.as_ptr().cast(), text.len()) as i64 });
+            check(unsafe { libc::syscall(libc::SYS_write, file.get(), text.as_ptr(), text.len()) });
         match written {
             Err(Errno::EINTR) => {}
             Ok(length) if length as usize != text.len() => return Err(Errno::EIO),

@@ -92,6 +92,22 @@ impl Task {
         }
     }
 
+    /// Whether the thread has exited, but is still there to be waited for: a
+    /// process's first thread while others run, or one that is traced.
+    pub(crate) fn is_zombie(self) -> bool {
+        let Task { pid, tid } = self;
+        let path = Text::<64>::new(format_args!("/proc/{pid}/task/{tid}/stat"));
+        let mut buffer = [0; 512];
+        let status = file::open(path.as_c_str(), libc::O_RDONLY)
+            .and_then(|file| file::read(&file, &mut buffer))
+            .map_or(&[][..], |length| &buffer[..length]);
+        // The name before it can have any character, also parentheses.
+        let mut fields = status.rsplitn(2, |&byte| byte == b')');
+        fields
+            .next()
+            .is_some_and(|fields| matches!(fields, [b' ', b'Z' | b'X', ..]))
+    }
+
     /// Fails unless the thread is one of the process's, before and after
     /// `act`.
     ///
@@ -149,7 +165,8 @@ impl fmt::Display for Task {
     }
 }
 
-fn exists(id: libc::pid_t) -> bool {
+/// Whether there is a process or thread with that id.
+pub(crate) fn exists(id: libc::pid_t) -> bool {
     // SAFETY: signal 0 is not sent, it only asks.
     unsafe { libc::kill(id, 0) == 0 || Errno::last() != Errno::ESRCH }
 }
@@ -219,7 +236,14 @@ fn open_pidfd(pid: Pid) -> Result<Fd> {
         Errno::EINVAL | Errno::ENOENT => Error::invalid(format_args!(
             "pid {pid} is the id of a thread, not of a process"
         )),
-        _ => Error::failed(errnum, format_args!("cannot hold process {pid}")),
+        Errno::ENOSYS => Error::unsupported(format_args!(
+            "cannot hold process {pid} while a handler runs: the kernel has no pidfd_open() \
+             (Linux 5.3), or a seccomp filter or valgrind (before 3.21) hides it"
+        )),
+        _ => Error::failed(
+            errnum,
+            format_args!("cannot hold process {pid} by pidfd_open() while a handler runs"),
+        ),
     })
 }
 
@@ -231,8 +255,14 @@ fn has_exited(pidfd: &Fd) -> Result<bool> {
         revents: 0,
     };
     loop {
-        // SAFETY: one pollfd, and no waiting.
-        match check(unsafe { libc::poll(&mut poll, 1, 0) }) {
+        let no_time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // poll() itself is a point where threads are cancelled.
+        // SAFETY: one pollfd, no waiting, and no signal mask.
+        let ready = unsafe { libc::syscall(libc::SYS_ppoll, &mut poll, 1, &no_time, 0, 0) };
+        match check(ready) {
             Err(Errno::EINTR) => {}
             Err(errnum) => {
                 return Err(Error::failed(

@@ -43,6 +43,8 @@ pub(crate) struct CgroupAddThreads<'a> {
     wanted: Option<&'a [Cell<c_int>]>,
     /// The same where the caller wants none.
     unwanted: [Cell<c_int>; THREADS_MAX],
+    /// Whether the results tell threads that were moved from others.
+    partly: Cell<bool>,
     group: OnceCell<Group>,
 }
 
@@ -63,9 +65,6 @@ impl<'a> CgroupAddThreads<'a> {
                 )));
             }
         }
-        if let Some(cpumap) = cpumap {
-            cpumap.require_a_cpu()?;
-        }
         Ok(CgroupAddThreads {
             pid,
             path,
@@ -75,6 +74,7 @@ impl<'a> CgroupAddThreads<'a> {
             cpumap,
             wanted: results,
             unwanted: [const { Cell::new(0) }; THREADS_MAX],
+            partly: Cell::new(false),
             group: OnceCell::new(),
         })
     }
@@ -87,13 +87,20 @@ impl<'a> CgroupAddThreads<'a> {
         self.tids.iter().copied().zip(self.results())
     }
 
+    /// Whose a thread is; nobody's when it has exited but is not reaped.
     fn owner(&self, tid: pid_t) -> Result<Owner> {
-        Ok(Task::new(self.pid, tid)?.owner())
+        let task = Task::new(self.pid, tid)?;
+        match task.owner() {
+            // Others vanish as they exit, unless they are traced.
+            Owner::Process if tid == self.pid.get() && task.is_zombie() => Ok(Owner::Nobody),
+            owner => Ok(owner),
+        }
     }
 
     /// Nothing has been done yet: each result is 0, or -ESRCH for a thread
     /// that has exited. Another process's thread is an error.
     fn check_threads(&self) -> Result<()> {
+        self.results().iter().for_each(|result| result.set(0));
         for (tid, result) in self.threads() {
             result.set(match self.owner(tid)? {
                 Owner::Process => 0,
@@ -124,7 +131,7 @@ impl<'a> CgroupAddThreads<'a> {
     /// Moves one thread after the other. A domain of v2 takes no thread from
     /// another domain, but it takes a process, if that is what was asked for.
     fn move_threads(&self, group: &Group) -> Result<()> {
-        let threads = group.threads().map_err(|errnum| self.failed(errnum))?;
+        let threads = group.threads().map_err(|errnum| cannot(self, errnum))?;
         for (tid, result) in self.threads().filter(|(_, result)| result.get() == 0) {
             match threads.add(tid) {
                 Err(Errno::EOPNOTSUPP) => {
@@ -148,7 +155,7 @@ impl<'a> CgroupAddThreads<'a> {
     fn move_process(&self, group: &Group) -> Result<()> {
         let mut all = true;
         process::for_each_thread(self.pid, |tid| all &= self.tids.contains(&tid))
-            .map_err(|errnum| self.failed(errnum))?;
+            .map_err(|errnum| cannot(self, errnum))?;
         if !all {
             return Err(Error::failed(
                 Errno::EOPNOTSUPP,
@@ -161,11 +168,7 @@ impl<'a> CgroupAddThreads<'a> {
         group
             .processes()
             .and_then(|processes| processes.add(self.pid.get()))
-            .map_err(|errnum| self.failed(errnum))
-    }
-
-    fn failed(&self, errnum: Errno) -> Error {
-        cannot(self, errnum)
+            .map_err(|errnum| cannot(self, errnum))
     }
 
     /// Fails if a thread could not be moved, for another reason than that it
@@ -176,12 +179,12 @@ impl<'a> CgroupAddThreads<'a> {
         else {
             return Ok(());
         };
-        let moved = self.results().iter().filter(|result| result.get() == 0).count();
+        self.partly.set(true);
+        let results = self.results().iter();
+        let moved = results.filter(|result| result.get() == 0).count();
         Err(Error::failed(
             Errno(-result.get()),
-            format_args!(
-                "cannot {self}: {moved} of them were moved, thread {tid} was not"
-            ),
+            format_args!("cannot {self}: {moved} of them were moved, thread {tid} was not"),
         ))
     }
 
@@ -189,27 +192,39 @@ impl<'a> CgroupAddThreads<'a> {
     /// must have exited.
     fn read_group(&self, group: &Group) -> Result<()> {
         let mut found = [false; THREADS_MAX];
+        let mut find = |member| {
+            for (found, tid) in found.iter_mut().zip(self.tids) {
+                *found |= *tid == member;
+            }
+        };
         group
-            .for_each_thread(|member| {
-                for (index, _) in self.tids.iter().enumerate().filter(|(_, tid)| **tid == member) {
-                    found[index] = true;
-                }
-            })
+            .for_each_thread(&mut find)
             .map_err(|errnum| not_readable(self, errnum))?;
+        let mut elsewhere = None;
         for ((tid, result), found) in self.threads().zip(found) {
-            match (result.get(), self.owner(tid)?) {
-                (0 | GONE, Owner::Process) if found => result.set(0),
-                (0 | GONE, Owner::Process) => {
-                    return Err(not_done(
-                        self,
-                        format_args!("the kernel has thread {tid} elsewhere"),
-                    ));
-                }
-                (0, _) => result.set(GONE),
-                _ => {}
+            if ![0, GONE].contains(&result.get()) {
+                continue;
+            }
+            let task = Task::new(self.pid, tid)?;
+            if found {
+                result.set(0);
+            } else if task.owner() != Owner::Process || task.is_zombie() {
+                result.set(GONE);
+            } else {
+                result.set(-Errno::EREMOTEIO.0);
+                elsewhere = Some(tid);
             }
         }
-        Ok(())
+        match elsewhere {
+            None => Ok(()),
+            Some(tid) => {
+                self.partly.set(true);
+                Err(not_done(
+                    self,
+                    format_args!("the kernel has thread {tid} elsewhere"),
+                ))
+            }
+        }
     }
 }
 
@@ -273,6 +288,15 @@ impl Operation for CgroupAddThreads<'_> {
         self.check_threads()?;
         self.move_threads(group)?;
         self.require_results()
+    }
+
+    fn failed(&self, errnum: Errno) {
+        if !self.partly.get() {
+            let results = self.results().iter();
+            results
+                .filter(|result| result.get() == 0)
+                .for_each(|result| result.set(-errnum.0));
+        }
     }
 }
 

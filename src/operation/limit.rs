@@ -30,7 +30,7 @@ pub(super) fn read_back(
     match rlimit::get(resource, pid) {
         Ok(limit) if enough(limit) => Ok(()),
         Ok(limit) => Err(not_done(operation, format_args!("the kernel says {limit}"))),
-        Err(Errno::ESRCH | Errno::ENOENT) => Err(Error::no_process(format_args!(
+        Err(Errno::ESRCH) => Err(Error::no_process(format_args!(
             "process {pid} went away meanwhile"
         ))),
         Err(errnum) => Err(not_readable(operation, errnum)),

@@ -12,7 +12,7 @@ use crate::capi::process_set_affinity::{
 };
 use crate::capi::types::virInternalOperation;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernel::affinity::{self, CpuMap};
 use crate::kernel::process::{Held, Task};
 use crate::registry::Code;
@@ -28,21 +28,8 @@ pub(crate) struct ProcessSetAffinity<'a> {
     pub(crate) cpumap: CpuMap<'a>,
 }
 
-impl ProcessSetAffinity<'_> {
-    /// The kernel says EINVAL for a map without a CPU, and for one with none
-    /// that it has or that the thread's cpuset allows.
-    #[cold]
-    fn failed(&self, errnum: Errno) -> Error {
-        match self.cpumap.require_a_cpu() {
-            Err(no_cpu) if errnum == Errno::EINVAL => no_cpu,
-            _ => cannot(self, errnum),
-        }
-    }
-}
-
 impl Operation for ProcessSetAffinity<'_> {
     fn hold(&self) -> Result<Held> {
-        self.cpumap.require_a_cpu()?;
         Held::task(self.task)
     }
 
@@ -79,7 +66,7 @@ impl Operation for ProcessSetAffinity<'_> {
     #[inline(always)]
     fn direct(&self) -> Result<()> {
         self.task.required_around(|| {
-            affinity::set(self.task.tid(), self.cpumap).map_err(|errnum| self.failed(errnum))
+            affinity::set(self.task.tid(), self.cpumap).map_err(|errnum| cannot(self, errnum))
         })
     }
 }

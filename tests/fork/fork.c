@@ -720,7 +720,7 @@ static void test_a_child_forked_inside_a_handler(enum kind kind)
 }
 
 /* More vforked children at a time than there are places for last errors. */
-enum { CROWD = 20, PLACES = 16 };
+enum { CROWD = 70, PLACES = 64 };
 
 static atomic_int crowd_failed, crowd_errors;
 
