@@ -55,7 +55,7 @@ for option; do
         --no-command) command=no ;;
         --build-only) install=no ;;
         --no-build) build=no ;;
-        --help) usage; exit ;;
+        --help | -h) usage; exit ;;
         *) die "unknown option: $option (see --help)" ;;
     esac
 done
@@ -64,6 +64,7 @@ done
 here=$PWD
 cd "$(dirname "$0")"
 prefix=$(absolute "$here" "$prefix")
+[ -n "$prefix" ] || die "--prefix=/ would fill /lib and /include: take --prefix=/usr"
 libdir=$(absolute "$prefix" "$libdir")
 includedir=$(absolute "$prefix" "$includedir")
 [ -z "$destdir" ] || destdir=$(absolute "$here" "$destdir")
@@ -171,8 +172,19 @@ if [ $command = yes ]; then
 fi
 [ -z "$destdir" ] || exit 0
 
+# Whether the loader looks there, once ldconfig has.
+is_on_loaders_path() {
+    ldconfig -v 2>/dev/null | grep -q "^$libdir:"
+}
+
 echo "Next:"
-echo "  PKG_CONFIG_PATH=$libdir/pkgconfig pkg-config --cflags --libs libvirt-internal"
+if [ "$(id -u)" = 0 ] && is_on_loaders_path; then
+    echo "  ldconfig                                        # programs find it"
+else
+    echo "  export LD_LIBRARY_PATH=$libdir    # programs find it"
+fi
+echo "  export PKG_CONFIG_PATH=$libdir/pkgconfig"
+echo "  cc program.c \$(pkg-config --cflags --libs libvirt-internal)"
 if [ $command = yes ]; then
     echo "  $prefix/bin/virt-internal demo"
 fi
