@@ -130,7 +130,7 @@ fn ask(
     page: &Page,
     kind: &'static Kind,
     conn: Key,
-    operation: &dyn Operation,
+    operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
     let chain = |inside: &Inside, child| {
@@ -166,17 +166,19 @@ pub(crate) fn require_no_longjmp(inside: &Inside) {
 }
 
 /// One operation's way from handler to handler, and to the kernel.
-struct Chain<'a> {
+struct Chain<'a, O> {
     page: &'a Page,
     kind: &'static Kind,
-    operation: &'a dyn Operation,
+    operation: &'a O,
     inside: &'a Inside,
     /// Whether this is a forked child.
     child: bool,
 }
 
-impl<'a> Chain<'a> {
-    #[inline(never)]
+impl<'a, O: Operation> Chain<'a, O> {
+    // Not by a table of functions: an indirect call costs most right after a
+    // system call, where the processor has forgotten where it led.
+    #[inline(always)]
     fn run(&self, conn: Key, direct: Direct) -> Result<Outcome> {
         const EVERY_CONNECTION: Key = 0;
         let Chain { operation, .. } = *self;
@@ -269,11 +271,12 @@ impl<'a> Chain<'a> {
     }
 }
 
+#[inline(always)]
 fn require_still(held: &Option<Held>) -> Result<()> {
     held.as_ref().map_or(Ok(()), Held::require_still)
 }
 
-fn outcome(operation: &dyn Operation, answer: Option<c_int>) -> Result<Outcome> {
+fn outcome(operation: &impl Operation, answer: Option<c_int>) -> Result<Outcome> {
     match answer {
         Some(VIR_INTERNAL_HANDLED) => Ok(Outcome::Done),
         Some(VIR_INTERNAL_NOT_HANDLED) => Ok(Outcome::NotHandled),
