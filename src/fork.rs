@@ -12,7 +12,7 @@
 //! touched, and the way that ends in one system call does not ask.
 
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::errno::Errno;
 
@@ -26,8 +26,6 @@ pub(crate) struct Page {
     owner: AtomicI32,
     /// The states of the threads of vforked children.
     pub(crate) threads: ChildThreads,
-    /// Whether there ever was one that needed a state.
-    pub(crate) has_vforked_children: AtomicBool,
     /// How many threads of the process itself have a last error: while it is
     /// 0, a call that succeeds need not look for the thread's state.
     pub(crate) failed_threads: AtomicUsize,

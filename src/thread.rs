@@ -149,7 +149,11 @@ pub(crate) fn own<R>(f: impl FnOnce(&Thread) -> R) -> R {
 const CHILD_THREADS_MAX: usize = 64;
 
 /// The states of children's threads, which cannot allocate one.
-pub(crate) struct ChildThreads([ChildThread; CHILD_THREADS_MAX]);
+pub(crate) struct ChildThreads {
+    /// How many are somebody's.
+    claimed: AtomicUsize,
+    states: [ChildThread; CHILD_THREADS_MAX],
+}
 
 struct ChildThread {
     /// Whose it is; 0 when nobody's.
@@ -161,21 +165,23 @@ struct ChildThread {
 }
 
 // SAFETY: a thread's state is only touched by the thread whose id is in `tid`,
-// which `claim` writes with a compare-and-swap; `release_of` comes when that
-// thread, a vforked child of the caller, is no more.
+// which `claim` writes with a compare-and-swap. It is taken away when that
+// thread is no more: by one that finds its id unused, or by the thread that
+// vforked it, which runs again.
 unsafe impl Sync for ChildThread {}
 
 /// Those of children with memory of their own. It is not wiped on fork, so
 /// that a child of a child knows which handlers it was forked in.
-static FORKED: ChildThreads = ChildThreads(
-    [const {
+static FORKED: ChildThreads = ChildThreads {
+    claimed: AtomicUsize::new(0),
+    states: [const {
         ChildThread {
             tid: AtomicI32::new(0),
             pthread: AtomicUsize::new(0),
             thread: Thread::new(),
         }
     }; CHILD_THREADS_MAX],
-);
+};
 
 /// Where the threads of this child have their state. Those of vforked children
 /// lie in the page: other children of the same parent must not see them.
@@ -187,16 +193,26 @@ fn children(page: &Page) -> &ChildThreads {
 }
 
 impl ChildThreads {
+    /// Whether any is somebody's.
+    #[inline(always)]
+    fn is_any_claimed(&self) -> bool {
+        self.claimed.load(Ordering::Relaxed) != 0
+    }
+
     fn find(&self, tid: libc::pid_t) -> Option<&ChildThread> {
-        self.0
+        self.states
             .iter()
             .find(|child| child.tid.load(Ordering::Acquire) == tid)
     }
 
     fn claim(&self, tid: libc::pid_t) -> Option<&ChildThread> {
-        let free = || self.0.iter().find(|child| child.take(0, tid));
+        let free = || {
+            let child = self.states.iter().find(|child| child.take(0, tid))?;
+            self.claimed.fetch_add(1, Ordering::Relaxed);
+            Some(child)
+        };
         let of_the_dead = || {
-            self.0.iter().find(|child| {
+            self.states.iter().find(|child| {
                 let owner = child.tid.load(Ordering::Acquire);
                 owner > 0 && !process::exists(owner) && child.take(owner, tid)
             })
@@ -206,10 +222,15 @@ impl ChildThreads {
 
     /// The states of threads that are this one or that it was forked from.
     fn of(&self, pthread: usize) -> impl Iterator<Item = &ChildThread> {
-        self.0.iter().filter(move |child| {
+        self.states.iter().filter(move |child| {
             child.tid.load(Ordering::Acquire) > 0
                 && child.pthread.load(Ordering::Relaxed) == pthread
         })
+    }
+
+    fn release(&self, child: &ChildThread) {
+        child.tid.store(0, Ordering::Release);
+        self.claimed.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -231,10 +252,6 @@ impl ChildThread {
         }
         taken
     }
-
-    fn release(&self) {
-        self.tid.store(0, Ordering::Release);
-    }
 }
 
 fn gettid() -> libc::pid_t {
@@ -252,9 +269,6 @@ fn pthread_self() -> usize {
 pub(crate) fn in_child<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> Option<R> {
     forget_gone_children(page);
     let child = children(page).claim(gettid())?;
-    if !page.is_wiped() {
-        page.has_vforked_children.store(true, Ordering::Relaxed);
-    }
     Some(f(&child.thread))
 }
 
@@ -268,7 +282,7 @@ fn forget_gone_children(page: &Page) {
         page.threads
             .of(pthread_self())
             .filter(|child| child.tid.load(Ordering::Relaxed) != own)
-            .for_each(ChildThread::release);
+            .for_each(|child| page.threads.release(child));
     }
 }
 
@@ -314,7 +328,7 @@ pub(crate) fn succeeded(page: &Page) {
     // What a vforked child leaves is found by the thread that forked it, too.
     if page.is_wiped()
         || page.failed_threads.load(Ordering::Relaxed) != 0
-        || page.has_vforked_children.load(Ordering::Relaxed)
+        || page.threads.is_any_claimed()
     {
         forget_error(page);
     }
@@ -395,12 +409,12 @@ pub(crate) fn reset_error(page: &Page) {
         // This thread runs: children that it vforked are no more.
         page.threads
             .of(pthread_self())
-            .for_each(ChildThread::release);
+            .for_each(|child| page.threads.release(child));
     } else if let Some(child) = children(page).find(gettid()) {
         child.thread.failed.set(false);
         // Room for another one, unless this is a call from a handler.
         if child.thread.inside.is_empty() {
-            child.release();
+            children(page).release(child);
         }
     }
 }
