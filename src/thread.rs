@@ -229,8 +229,15 @@ impl ChildThreads {
     }
 
     fn release(&self, child: &ChildThread) {
-        child.tid.store(0, Ordering::Release);
-        self.claimed.fetch_sub(1, Ordering::Relaxed);
+        // Unless another thread is just claiming what a dead one had.
+        let released = child
+            .tid
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |tid| {
+                (tid > 0).then_some(0)
+            });
+        if released.is_ok() {
+            self.claimed.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
