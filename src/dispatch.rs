@@ -16,7 +16,7 @@ use crate::fork::Page;
 use crate::inside::{DEPTH_MAX, Inside, Mark};
 use crate::kernel::process::Held;
 use crate::registry::{Call, Code, Key, Registry};
-use crate::thread;
+use crate::thread::{self, Thread};
 
 /// What a handler can answer when it failed.
 pub(crate) const NEGATED_ERRNOS: RangeInclusive<c_int> = -4095..=-1;
@@ -133,21 +133,28 @@ fn ask(
     operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
-    let chain = |inside: &Inside, child| {
-        Chain {
-            page,
-            kind,
-            operation,
-            inside,
-            child,
-        }
-        .run(conn, direct)
+    let child = page.is_child();
+    let thread = match child {
+        false => Some(thread::own()),
+        true => thread::own_in_child(page),
     };
-    if !page.is_child() {
-        return thread::own(|thread| chain(&thread.inside, false));
+    let full;
+    let inside = match thread {
+        Some(thread) => &thread.inside,
+        None => {
+            full = Inside::full();
+            &full
+        }
+    };
+    Chain {
+        page,
+        kind,
+        operation,
+        thread,
+        inside,
+        child,
     }
-    thread::in_child(page, |thread| chain(&thread.inside, true))
-        .unwrap_or_else(|| chain(&Inside::full(), true))
+    .run(conn, direct)
 }
 
 /// Ends the process if a handler was left by longjmp(): it counts as running
@@ -170,6 +177,8 @@ struct Chain<'a, O> {
     page: &'a Page,
     kind: &'static Kind,
     operation: &'a O,
+    /// `None` where there is no room for it: in a child with many threads.
+    thread: Option<&'a Thread>,
     inside: &'a Inside,
     /// Whether this is a forked child.
     child: bool,
@@ -204,7 +213,9 @@ impl<'a, O: Operation> Chain<'a, O> {
                 match operation.hold() {
                     Ok(process) => held = Some(process),
                     Err(error) => {
-                        thread::keep_message(self.page, || drop(call));
+                        if let Some(thread) = self.thread {
+                            thread.keep_message(|| drop(call));
+                        }
                         return Err(error);
                     }
                 }

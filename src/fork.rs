@@ -64,12 +64,14 @@ impl Page {
     }
 
     /// Whether this is a child of any kind. Costs a system call.
+    #[inline(always)]
     pub(crate) fn is_child(&self) -> bool {
         self.is_wiped() || self.owner() != getpid()
     }
 }
 
 /// The caller's pid, asked afresh: what was stored before a vfork() is wrong.
+#[inline(always)]
 pub(crate) fn getpid() -> libc::pid_t {
     // SAFETY: getpid() has no arguments and cannot fail.
     unsafe { libc::getpid() }

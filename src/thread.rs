@@ -49,6 +49,17 @@ impl Thread {
         }
     }
 
+    /// Runs foreign code between the making of an error and its return, which
+    /// may make errors of its own.
+    #[cold]
+    pub(crate) fn keep_message(&self, foreign: impl FnOnce()) {
+        // SAFETY: only this thread comes here.
+        let message = unsafe { (*self.error.get()).message };
+        foreign();
+        // SAFETY: as above.
+        unsafe { (*self.error.get()).message = message };
+    }
+
     fn set_message(&self, text: fmt::Arguments<'_>) {
         let message = Message::new(text);
         // SAFETY: only this thread comes here, and it holds no reference into
@@ -139,9 +150,10 @@ fn make_own<'a>() -> &'a Thread {
     }
 }
 
-/// Runs `f` with the state of this thread, which is not a child's.
-pub(crate) fn own<R>(f: impl FnOnce(&Thread) -> R) -> R {
-    f(get_own().unwrap_or_else(make_own))
+/// The state of this thread, which is not a child's.
+#[inline(always)]
+pub(crate) fn own<'a>() -> &'a Thread {
+    get_own().unwrap_or_else(make_own)
 }
 
 /// How many threads of one forked child (or how many vforked children at a
@@ -271,12 +283,14 @@ fn pthread_self() -> usize {
     unsafe { libc::pthread_self() as usize }
 }
 
-/// Runs `f` with the state of this thread of a child. `None`: the child has
-/// more threads than there is room for.
-pub(crate) fn in_child<R>(page: &Page, f: impl FnOnce(&Thread) -> R) -> Option<R> {
+/// The state of this thread of a child. `None`: the child has more threads
+/// than there is room for.
+#[cold]
+#[inline(never)]
+pub(crate) fn own_in_child(page: &Page) -> Option<&Thread> {
     forget_gone_children(page);
     let child = children(page).claim(gettid())?;
-    Some(f(&child.thread))
+    Some(&child.thread)
 }
 
 /// The thread that vforked this child had run again before: whatever it
@@ -325,7 +339,7 @@ pub(crate) fn is_own(pid: libc::pid_t, tid: libc::pid_t) -> bool {
 #[cold]
 fn learn_tid() -> libc::pid_t {
     let tid = gettid();
-    own(|thread| thread.tid.set(tid));
+    own().tid.set(tid);
     tid
 }
 
@@ -352,55 +366,34 @@ fn forget_error(page: &Page) {
     }
 }
 
-/// Runs `f` with the state of this thread, whether of a child or not. Nothing
-/// is run in a child that has more threads than there is room for, nor when
-/// the library could not have its page.
-fn any<R>(page: Option<&Page>, f: impl FnOnce(&Thread) -> R) -> Option<R> {
+/// The state of this thread, whether of a child or not. `None` in a child that
+/// has more threads than there is room for, and when the library could not have
+/// its page.
+fn any(page: Option<&Page>) -> Option<&Thread> {
     let page = page?;
     match page.is_child() {
-        false => Some(own(f)),
-        true => in_child(page, f),
+        false => Some(own()),
+        true => own_in_child(page),
     }
 }
 
 /// Writes the message of an error that is about to be returned.
 #[cold]
 pub(crate) fn set_message(text: fmt::Arguments<'_>) {
-    any(fork::page_if_made(), |thread| thread.set_message(text));
-}
-
-/// Runs foreign code between the making of an error and its return, which may
-/// make errors of its own.
-#[cold]
-pub(crate) fn keep_message(page: &Page, foreign: impl FnOnce()) {
-    let message = any(Some(page), |thread| {
-        // SAFETY: only this thread comes here.
-        unsafe { (*thread.error.get()).message }
-    });
-    foreign();
-    if let Some(message) = message {
-        any(Some(page), |thread| {
-            // SAFETY: as above.
-            unsafe { (*thread.error.get()).message = message };
-        });
+    if let Some(thread) = any(fork::page_if_made()) {
+        thread.set_message(text);
     }
 }
 
 /// The last call failed, and what it leaves in errno.
 #[cold]
 pub(crate) fn failed(page: Option<&Page>, operation: u32, error: Error) {
-    if let Some(page) = page {
-        if !page.is_child() {
-            own(|thread| {
-                thread.set_error(operation, error);
-                thread.set_failed(page, true);
-            });
-        } else {
-            // Without room for it, errno is all that is left.
-            in_child(page, |thread| {
-                thread.set_error(operation, error);
-                thread.failed.set(true);
-            });
+    // Without room for it, errno is all that is left.
+    if let (Some(page), Some(thread)) = (page, any(page)) {
+        thread.set_error(operation, error);
+        match page.is_child() {
+            false => thread.set_failed(page, true),
+            true => thread.failed.set(true),
         }
     }
     error.errnum.set();
@@ -439,7 +432,7 @@ pub(crate) fn last_error(page: &Page) -> Option<*mut virInternalError> {
 
 /// The handler that this thread went into last.
 pub(crate) fn innermost_frame() -> Option<Frame> {
-    any(fork::page_if_made(), |thread| thread.inside.innermost())?
+    any(fork::page_if_made())?.inside.innermost()
 }
 
 const _: () = assert!(

@@ -38,12 +38,11 @@ pub extern "C" fn virInternalConnectionClosed(conn: *mut _virConnect) -> c_int {
             return Err(Error::invalid(format_args!("conn is NULL")));
         }
         require_no_child(page, "handlers cannot be unset")?;
-        thread::own(|thread| {
-            dispatch::require_no_longjmp(&thread.inside);
-            for kind in OPERATIONS {
-                kind.registry.set(conn as Key, None, &thread.inside);
-            }
-        });
+        let inside = &thread::own().inside;
+        dispatch::require_no_longjmp(inside);
+        for kind in OPERATIONS {
+            kind.registry.set(conn as Key, None, inside);
+        }
         Ok(Outcome::Done)
     })
 }

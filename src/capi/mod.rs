@@ -135,10 +135,9 @@ pub(crate) fn set_handler(
             free,
             fork_safe: flags & VIR_INTERNAL_HANDLER_FORK_SAFE != 0,
         });
-        thread::own(|thread| {
-            dispatch::require_no_longjmp(&thread.inside);
-            kind.registry.set(conn as Key, handler, &thread.inside);
-        });
+        let inside = &thread::own().inside;
+        dispatch::require_no_longjmp(inside);
+        kind.registry.set(conn as Key, handler, inside);
         Ok(Outcome::Done)
     })
 }

@@ -13,6 +13,7 @@ pub(crate) mod scheduler;
 use crate::errno::Errno;
 
 /// The result of a system call: what it returned, or errno.
+#[inline(always)]
 pub(crate) fn check(returned: impl Into<i64>) -> Result<i64, Errno> {
     match returned.into() {
         -1 => Err(Errno::last()),

@@ -181,6 +181,7 @@ pub(crate) struct Held {
 
 impl Held {
     /// Holds a process.
+    #[inline(always)]
     pub(crate) fn process(pid: Pid) -> Result<Held> {
         Ok(Held {
             pid,
@@ -203,6 +204,7 @@ impl Held {
 
     /// Fails unless all is still there: then the ids have meant the same
     /// process and thread all the time since they were held.
+    #[inline(always)]
     pub(crate) fn require_still(&self) -> Result<()> {
         if has_exited(&self.process)? {
             return Err(Error::no_process(format_args!(
@@ -222,6 +224,7 @@ impl Held {
     }
 }
 
+#[inline(always)]
 fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> core::result::Result<Fd, Errno> {
     // SAFETY: numbers only; the kernel returns a new descriptor, close-on-exec.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
@@ -229,6 +232,7 @@ fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> core::result::Result<Fd, 
     Ok(unsafe { Fd::new(fd) })
 }
 
+#[inline(always)]
 fn open_pidfd(pid: Pid) -> Result<Fd> {
     pidfd_open(pid.0, 0).map_err(|errnum| match errnum {
         Errno::ESRCH => Error::no_process(format_args!("there is no process {pid}")),
@@ -248,6 +252,7 @@ fn open_pidfd(pid: Pid) -> Result<Fd> {
 }
 
 /// Whether the process or thread has exited, be it reaped or not.
+#[inline(always)]
 fn has_exited(pidfd: &Fd) -> Result<bool> {
     let mut poll = libc::pollfd {
         fd: pidfd.get(),

@@ -96,6 +96,7 @@ fn set_own(resource: &'static Resource, pid: Pid, limit: &libc::rlimit) -> Resul
 }
 
 /// The limit as the kernel has it.
+#[inline(always)]
 pub(crate) fn get(resource: &'static Resource, pid: Pid) -> Result<Limit, Errno> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

@@ -155,6 +155,7 @@ pub(crate) fn set(tid: libc::pid_t, schedule: Schedule) -> core::result::Result<
 }
 
 /// Policy and priority of a thread, in one system call.
+#[inline(always)]
 pub(crate) fn get(tid: libc::pid_t) -> core::result::Result<InKernel, Errno> {
     // SAFETY: numbers only, so all zeros are valid.
     let mut attributes: libc::sched_attr = unsafe { core::mem::zeroed() };

@@ -21,6 +21,7 @@ pub(super) fn describe(
 }
 
 /// Fails unless the process's limit is what `enough` takes for it.
+#[inline(always)]
 pub(super) fn read_back(
     operation: &dyn Operation,
     resource: &'static Resource,

@@ -29,6 +29,7 @@ pub(crate) struct ProcessSetAffinity<'a> {
 }
 
 impl Operation for ProcessSetAffinity<'_> {
+    #[inline(always)]
     fn hold(&self) -> Result<Held> {
         Held::task(self.task)
     }
@@ -51,6 +52,7 @@ impl Operation for ProcessSetAffinity<'_> {
         })
     }
 
+    #[inline(always)]
     fn read_back(&self) -> Result<()> {
         match affinity::is_within(self.task.tid(), self.cpumap) {
             Ok(true) => Ok(()),

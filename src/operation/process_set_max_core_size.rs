@@ -27,6 +27,7 @@ pub(crate) struct ProcessSetMaxCoreSize {
 }
 
 impl Operation for ProcessSetMaxCoreSize {
+    #[inline(always)]
     fn hold(&self) -> Result<Held> {
         Held::process(self.pid)
     }
@@ -38,6 +39,7 @@ impl Operation for ProcessSetMaxCoreSize {
         handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.bytes, opaque) })
     }
 
+    #[inline(always)]
     fn read_back(&self) -> Result<()> {
         limit::read_back(self, &CORE, self.pid, |limit| {
             limit.soft == self.bytes && limit.hard == self.bytes

@@ -27,6 +27,7 @@ pub(crate) struct ProcessSetMaxFiles {
 }
 
 impl Operation for ProcessSetMaxFiles {
+    #[inline(always)]
     fn hold(&self) -> Result<Held> {
         Held::process(self.pid)
     }
@@ -38,6 +39,7 @@ impl Operation for ProcessSetMaxFiles {
         handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.files, opaque) })
     }
 
+    #[inline(always)]
     fn read_back(&self) -> Result<()> {
         limit::read_back(self, &NOFILE, self.pid, |limit| {
             limit.soft.min(limit.hard) >= self.files.into()

@@ -41,6 +41,7 @@ impl ProcessSetMaxMemLock {
 }
 
 impl Operation for ProcessSetMaxMemLock {
+    #[inline(always)]
     fn hold(&self) -> Result<Held> {
         Held::process(self.pid)
     }
@@ -52,6 +53,7 @@ impl Operation for ProcessSetMaxMemLock {
         handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.bytes, opaque) })
     }
 
+    #[inline(always)]
     fn read_back(&self) -> Result<()> {
         limit::read_back(self, &MEMLOCK, self.pid, |limit| {
             limit.soft.min(limit.hard) >= self.bytes.min(UNLIMITED)

@@ -27,6 +27,7 @@ pub(crate) struct ProcessSetMaxProcesses {
 }
 
 impl Operation for ProcessSetMaxProcesses {
+    #[inline(always)]
     fn hold(&self) -> Result<Held> {
         Held::process(self.pid)
     }
@@ -38,6 +39,7 @@ impl Operation for ProcessSetMaxProcesses {
         handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.processes, opaque) })
     }
 
+    #[inline(always)]
     fn read_back(&self) -> Result<()> {
         limit::read_back(self, &NPROC, self.pid, |limit| {
             limit.soft.min(limit.hard) >= self.processes.into()

@@ -29,6 +29,7 @@ pub(crate) struct ProcessSetScheduler {
 }
 
 impl Operation for ProcessSetScheduler {
+    #[inline(always)]
     fn hold(&self) -> Result<Held> {
         Held::task(self.task)
     }
@@ -51,6 +52,7 @@ impl Operation for ProcessSetScheduler {
         })
     }
 
+    #[inline(always)]
     fn read_back(&self) -> Result<()> {
         match scheduler::get(self.task.tid()) {
             Ok(found) if found == self.schedule => Ok(()),
