@@ -335,6 +335,15 @@ GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_v2_takes_the_others)
     require_ESRCH_for_the_one_that_has_exited(&subject, &emulator, V2, 0);
 }
 
+GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_a_domain_takes_the_others)
+{
+    Subject subject = subject_start(3);
+    Group vm = make_v2(subject.pid);
+    Group domain = make_group(vm.path, "domain");
+
+    require_ESRCH_for_the_one_that_has_exited(&subject, &domain, V2, 0);
+}
+
 GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_v1_takes_the_others)
 {
     Subject subject = subject_start(3);
