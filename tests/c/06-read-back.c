@@ -257,7 +257,7 @@ hide_processes_of_others(void)
     const uid_t user = 65533;
 
     if (unshare(CLONE_NEWNS) < 0
-        || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0
+        || mount("none", "/", "", MS_REC | MS_PRIVATE, NULL) < 0
         || mount("proc", "/proc", "proc", 0, "hidepid=2") < 0)
         SKIP("cannot have a /proc with hidepid=2: %s", strerror(errno));
     must(setgroups(0, NULL));
