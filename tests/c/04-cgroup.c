@@ -326,7 +326,7 @@ GROUP_TEST(a_thread_that_has_exited_is_ESRCH_and_v1_takes_the_others)
     require_ESRCH_for_the_one_that_has_exited(&subject, &group, V1, 1);
 }
 
-GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_v2_takes_the_others)
+GROUP_TEST(a_first_thread_that_exited_is_ESRCH_and_v2_takes_the_others)
 {
     Subject subject = subject_start(3);
     Group vm = make_v2(subject.pid);
@@ -335,7 +335,7 @@ GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_v2_takes_the_others)
     require_ESRCH_for_the_one_that_has_exited(&subject, &emulator, V2, 0);
 }
 
-GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_a_domain_takes_the_others)
+GROUP_TEST(a_first_thread_that_exited_is_ESRCH_and_a_domain_takes_the_others)
 {
     Subject subject = subject_start(3);
     Group vm = make_v2(subject.pid);
@@ -344,7 +344,7 @@ GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_a_domain_takes_the_others
     require_ESRCH_for_the_one_that_has_exited(&subject, &domain, V2, 0);
 }
 
-GROUP_TEST(a_first_thread_that_has_exited_is_ESRCH_and_v1_takes_the_others)
+GROUP_TEST(a_first_thread_that_exited_is_ESRCH_and_v1_takes_the_others)
 {
     Subject subject = subject_start(3);
     Group group = make_v1("freezer");
