@@ -4,6 +4,8 @@
 #include "support.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <pthread.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -156,6 +158,34 @@ TEST(no_cpu_but_those_that_the_machine_does_not_have_is_an_error)
                       subject.pid));
     expect_unchanged(&before, subject.pid, subject.pid);
     subject_end(&subject);
+}
+
+/* The map has only CPUs that no machine has. */
+static void *
+set_affinity_to_none(void *map)
+{
+    if (virInternalProcessSetAffinity(NULL, getpid(), gettid(), map,
+                                      VIR_INTERNAL_CPUMAP_MAX, 0) == 0)
+        return NULL;
+    return (void *) (long) errno;
+}
+
+TEST(a_thread_with_a_small_stack_can_fail)
+{
+    static unsigned char last[VIR_INTERNAL_CPUMAP_MAX];
+    pthread_attr_t small;
+    pthread_t thread;
+    void *errnum;
+
+    last[sizeof(last) - 1] = 0x80;
+    pthread_attr_init(&small);
+    expect_eq_int(pthread_attr_setstacksize(&small, PTHREAD_STACK_MIN + 8192),
+                  0);
+    expect_eq_int(pthread_create(&thread, &small, set_affinity_to_none, last),
+                  0);
+    expect_eq_int(pthread_join(thread, &errnum), 0);
+    expect_eq_int((long) errnum, EINVAL);
+    pthread_attr_destroy(&small);
 }
 
 TEST(a_process_that_is_no_more_is_NO_PROCESS)

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -226,12 +227,15 @@ GROUP_TEST(a_domain_of_v2_does_not_take_some_threads_of_a_process)
     Group vm = make_v2(subject.pid);
     Group domain = make_group(vm.path, "domain");
     State before = state_of(subject.pid, subject.tids[2]);
+    int results[2] = { 1, 1 };
 
     expect_error(virInternalCgroupAddThreads(
                      NULL, subject.pid, domain.path, VIR_INTERNAL_THREAD_VCPU,
-                     subject.tids + 1, NULL, 2, NULL, 0, NULL, 0),
+                     subject.tids + 1, NULL, 2, NULL, 0, results, 0),
                  VIR_INTERNAL_ERR_FAILED, EOPNOTSUPP,
                  "takes whole processes only");
+    expect_eq_int(results[0], -EOPNOTSUPP);
+    expect_eq_int(results[1], -EOPNOTSUPP);
     expect_unchanged(&before, subject.pid, subject.tids[2]);
     subject_end(&subject);
 }
@@ -282,17 +286,17 @@ GROUP_TEST(a_group_of_v1_takes_all_threads)
 /* In either version. */
 static void
 require_ESRCH_for_the_one_that_has_exited(const Subject *subject,
-                                          const Group *group, const char *file)
+                                          const Group *group, const char *file,
+                                          size_t exited)
 {
     int results[3] = { 1, 1, 1 };
 
-    subject_end_thread(subject, 1);
+    subject_end_thread(subject, exited);
     expect_success(add_threads(subject, group, results));
-    expect_true(is_in(group, file, subject->tids[0]));
-    expect_true(is_in(group, file, subject->tids[2]));
-    expect_eq_int(results[0], 0);
-    expect_eq_int(results[1], -ESRCH);
-    expect_eq_int(results[2], 0);
+    for (size_t i = 0; i < 3; i++) {
+        expect_true(i == exited || is_in(group, file, subject->tids[i]));
+        expect_eq_int(results[i], i == exited ? -ESRCH : 0);
+    }
     subject_end(subject);
 }
 
@@ -302,7 +306,7 @@ GROUP_TEST(a_thread_that_has_exited_is_ESRCH_and_v2_takes_the_others)
     Group vm = make_v2(subject.pid);
     Group emulator = make_threaded(&vm, "emulator");
 
-    require_ESRCH_for_the_one_that_has_exited(&subject, &emulator, V2);
+    require_ESRCH_for_the_one_that_has_exited(&subject, &emulator, V2, 1);
 }
 
 GROUP_TEST(a_thread_that_has_exited_is_ESRCH_and_a_domain_takes_the_others)
@@ -311,7 +315,7 @@ GROUP_TEST(a_thread_that_has_exited_is_ESRCH_and_a_domain_takes_the_others)
     Group vm = make_v2(subject.pid);
     Group domain = make_group(vm.path, "domain");
 
-    require_ESRCH_for_the_one_that_has_exited(&subject, &domain, V2);
+    require_ESRCH_for_the_one_that_has_exited(&subject, &domain, V2, 1);
 }
 
 GROUP_TEST(a_thread_that_has_exited_is_ESRCH_and_v1_takes_the_others)
@@ -319,7 +323,33 @@ GROUP_TEST(a_thread_that_has_exited_is_ESRCH_and_v1_takes_the_others)
     Subject subject = subject_start(3);
     Group group = make_v1("freezer");
 
-    require_ESRCH_for_the_one_that_has_exited(&subject, &group, V1);
+    require_ESRCH_for_the_one_that_has_exited(&subject, &group, V1, 1);
+}
+
+GROUP_TEST(a_first_thread_that_exited_is_ESRCH_and_v2_takes_the_others)
+{
+    Subject subject = subject_start(3);
+    Group vm = make_v2(subject.pid);
+    Group emulator = make_threaded(&vm, "emulator");
+
+    require_ESRCH_for_the_one_that_has_exited(&subject, &emulator, V2, 0);
+}
+
+GROUP_TEST(a_first_thread_that_exited_is_ESRCH_and_a_domain_takes_the_others)
+{
+    Subject subject = subject_start(3);
+    Group vm = make_v2(subject.pid);
+    Group domain = make_group(vm.path, "domain");
+
+    require_ESRCH_for_the_one_that_has_exited(&subject, &domain, V2, 0);
+}
+
+GROUP_TEST(a_first_thread_that_exited_is_ESRCH_and_v1_takes_the_others)
+{
+    Subject subject = subject_start(3);
+    Group group = make_v1("freezer");
+
+    require_ESRCH_for_the_one_that_has_exited(&subject, &group, V1, 0);
 }
 
 /* Without real-time bandwidth a group of v1 takes no real-time thread. */
@@ -369,13 +399,16 @@ GROUP_TEST(a_thread_of_another_process_is_an_error_before_any_is_moved)
     Group vcpu = make_threaded(&vm, "vcpu0");
     State before = state_of(subject.pid, subject.tids[1]);
     pid_t tids[] = { subject.tids[1], other.pid };
+    int results[2] = { 1, 1 };
 
     expect_error(virInternalCgroupAddThreads(
                      NULL, subject.pid, vcpu.path, VIR_INTERNAL_THREAD_VCPU,
-                     tids, NULL, 2, NULL, 0, NULL, 0),
+                     tids, NULL, 2, NULL, 0, results, 0),
                  VIR_INTERNAL_ERR_INVALID_ARG, EINVAL,
                  text("thread %d does not belong to process %d", other.pid,
                       subject.pid));
+    expect_eq_int(results[0], -EINVAL);
+    expect_eq_int(results[1], -EINVAL);
     expect_unchanged(&before, subject.pid, subject.tids[1]);
     subject_end(&other);
     subject_end(&subject);
@@ -383,25 +416,31 @@ GROUP_TEST(a_thread_of_another_process_is_an_error_before_any_is_moved)
 
 GROUP_TEST(a_process_that_is_no_more_is_NO_PROCESS)
 {
+    int results[2] = { 1, 1 };
     Subject subject = subject_start(2);
     Group vm = make_v2(subject.pid);
 
     subject_end(&subject);
-    expect_error(add_threads(&subject, &vm, NULL),
+    expect_error(add_threads(&subject, &vm, results),
                  VIR_INTERNAL_ERR_NO_PROCESS, ESRCH,
                  text("there is no process %d", subject.pid));
+    expect_eq_int(results[0], -ESRCH);
+    expect_eq_int(results[1], -ESRCH);
 }
 
 GROUP_TEST(a_group_that_may_not_be_written_fails_with_EACCES)
 {
+    int results[2] = { 1, 1 };
     Subject subject = subject_start(2);
     Group vm = make_v2(subject.pid);
 
     must(chmod(text("%s/cgroup.threads", vm.path), 0400));
     if (geteuid() == 0)
         must(seteuid(65534));
-    expect_error(add_threads(&subject, &vm, NULL),
+    expect_error(add_threads(&subject, &vm, results),
                  VIR_INTERNAL_ERR_FAILED, EACCES, vm.path);
+    expect_eq_int(results[0], -EACCES);
+    expect_eq_int(results[1], -EACCES);
     if (getuid() == 0)
         must(seteuid(0));
     subject_end(&subject);
@@ -579,6 +618,22 @@ TEST(a_thread_that_a_handler_could_not_move_fails_the_call)
     subject_end(&subject);
 }
 
+TEST(a_handler_that_fails_leaves_its_errno_for_each_thread)
+{
+    Asked asked = { .answer = -EPERM };
+    int results[3] = { 1, 1, 1 };
+    Subject subject = subject_start(3);
+
+    set_note_asked(&asked);
+    expect_error(virInternalCgroupAddThreads(
+                     NULL, subject.pid, NULL, VIR_INTERNAL_THREAD_VCPU,
+                     subject.tids, NULL, 3, NULL, 0, results, 0),
+                 VIR_INTERNAL_ERR_FAILED, EPERM, "the handler could not");
+    for (int i = 0; i < 3; i++)
+        expect_eq_int(results[i], -EPERM);
+    subject_end(&subject);
+}
+
 TEST(a_result_that_is_no_errno_is_an_error)
 {
     const int strange[] = { 1, EBUSY, -4096 };
@@ -633,11 +688,13 @@ move_some(pid_t pid, const char *group, int role, const pid_t *tids,
 {
     const Mover *mover = opaque;
 
-    (void) pid, (void) group, (void) role, (void) ids, (void) ntids;
-    (void) cpumap, (void) maplen, (void) results;
-    for (size_t i = 0; i < mover->nmoved; i++)
-        write_file(text("%s/%s", mover->group->path, mover->file),
-                   text("%d", tids[i]));
+    (void) pid, (void) group, (void) role, (void) ids;
+    (void) cpumap, (void) maplen;
+    for (size_t i = 0; i < mover->nmoved; i++) {
+        if (results[i] != -ESRCH)
+            write_file(text("%s/%s", mover->group->path, mover->file),
+                       text("%d", tids[i]));
+    }
     if (mover->ends_last)
         subject_end_thread(mover->subject, ntids - 1);
     return VIR_INTERNAL_HANDLED;
@@ -674,17 +731,48 @@ GROUP_TEST(a_handler_that_moves_all_threads_in_v1_is_believed)
     subject_end(&subject);
 }
 
+static void
+require_handler_moves_all_but_the_first(const Subject *subject,
+                                        const Group *group, const char *file)
+{
+    Mover mover = { .group = group, .file = file, .nmoved = 3 };
+
+    set_move_some(&mover);
+    require_ESRCH_for_the_one_that_has_exited(subject, group, file, 0);
+}
+
+GROUP_TEST(a_handler_need_not_move_a_first_thread_that_has_exited)
+{
+    Subject subject = subject_start(3);
+    Group vm = make_v2(subject.pid);
+    Group vcpu = make_threaded(&vm, "vcpu0");
+
+    require_handler_moves_all_but_the_first(&subject, &vcpu, V2);
+}
+
+GROUP_TEST(a_handler_need_not_move_a_first_thread_that_has_exited_in_v1)
+{
+    Subject subject = subject_start(3);
+    Group group = make_v1("freezer");
+
+    require_handler_moves_all_but_the_first(&subject, &group, V1);
+}
+
 GROUP_TEST(a_handler_that_moves_all_but_one_thread_is_found_out)
 {
+    int results[3] = { 1, 1, 1 };
     Subject subject = subject_start(3);
     Group vm = make_v2(subject.pid);
     Group vcpu = make_threaded(&vm, "vcpu0");
     Mover mover = { .group = &vcpu, .file = V2, .nmoved = 2 };
 
     set_move_some(&mover);
-    expect_error(add_threads(&subject, &vcpu, NULL),
+    expect_error(add_threads(&subject, &vcpu, results),
                  VIR_INTERNAL_ERR_READ_BACK, EREMOTEIO,
                  text("the kernel has thread %d elsewhere", subject.tids[2]));
+    expect_eq_int(results[0], 0);
+    expect_eq_int(results[1], 0);
+    expect_eq_int(results[2], -EREMOTEIO);
     subject_end(&subject);
 }
 
@@ -718,5 +806,55 @@ GROUP_TEST(a_thread_that_exits_while_the_handler_runs_is_ESRCH)
     expect_eq_int(results[0], 0);
     expect_eq_int(results[1], 0);
     expect_eq_int(results[2], -ESRCH);
+    subject_end(&subject);
+}
+
+/* A thread that was cancelled, but has not come to where it ends. */
+
+typedef struct {
+    const Subject *subject;
+    const Group *group;
+    int result;
+} CancelledMove;
+
+static void *
+move_cancelled(void *data)
+{
+    CancelledMove *move = data;
+
+    pthread_cancel(pthread_self());
+    move->result = add_threads(move->subject, move->group, NULL);
+    pthread_testcancel();
+    return NULL;
+}
+
+static void
+require_move_by_cancelled(const Subject *subject, const Group *group)
+{
+    CancelledMove move = { subject, group, -1 };
+    pthread_t thread;
+    void *end;
+
+    expect_eq_int(pthread_create(&thread, NULL, move_cancelled, &move), 0);
+    expect_eq_int(pthread_join(thread, &end), 0);
+    expect_true(end == PTHREAD_CANCELED);
+    expect_eq_int(move.result, 0);
+    expect_true(is_in(group, V2, subject->tids[1]));
+}
+
+GROUP_TEST(a_move_by_a_thread_that_was_cancelled_goes_to_its_end)
+{
+    Asked asked = { .answer = VIR_INTERNAL_NOT_HANDLED };
+    Subject subject = subject_start(2);
+    Group vm = make_v2(subject.pid);
+    Group vcpu = make_threaded(&vm, "vcpu0");
+
+    require_move_by_cancelled(&subject, &vm);
+    set_note_asked(&asked);
+    require_move_by_cancelled(&subject, &vcpu);
+    /* Only looks whether they are there. */
+    asked.answer = VIR_INTERNAL_HANDLED;
+    require_move_by_cancelled(&subject, &vcpu);
+    expect_eq_int(asked.calls, 2);
     subject_end(&subject);
 }

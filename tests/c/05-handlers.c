@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static int
@@ -826,4 +827,94 @@ TEST(a_handler_that_one_thread_is_inside_is_not_skipped_by_another)
     expect_eq_int(waiter.script.calls, 2);
     pthread_join(thread, NULL);
     unset(operations, NULL);
+}
+
+/* Threads that are cancelled in the library come to its end. */
+
+static void *
+unset_until_cancelled(void *returned)
+{
+    unset(operations, NULL);
+    *(bool *) returned = true;
+    pthread_testcancel();
+    return NULL;
+}
+
+TEST(an_unset_by_a_thread_that_is_cancelled_while_it_waits_goes_to_its_end)
+{
+    Waiter waiter = { .unsets = false };
+    Script script = { .returns = VIR_INTERNAL_NOT_HANDLED };
+    pthread_t caller = start_waiter(&waiter, call_once);
+    bool returned = false;
+    pthread_t unsetter;
+    void *end;
+
+    expect_eq_int(pthread_create(&unsetter, NULL, unset_until_cancelled,
+                                 &returned), 0);
+    /* Time for it to wait. */
+    usleep(50000);
+    pthread_cancel(unsetter);
+    usleep(50000);
+    sem_post(&waiter.may_leave);
+    expect_eq_int(pthread_join(unsetter, &end), 0);
+    expect_true(end == PTHREAD_CANCELED);
+    expect_true(returned);
+    expect_eq_int(waiter.script.freed, 1);
+    pthread_join(caller, NULL);
+    set(operations, NULL, &script, 0);
+    expect_eq_int(handled(&script, NULL), 1);
+    unset(operations, NULL);
+}
+
+static void *
+call_cancelled(void *subject)
+{
+    pthread_cancel(pthread_self());
+    for_each_operation(operation) {
+        expect_success(operation->call(NULL, *(pid_t *) subject, 0));
+        expect_success(operation->call(CONN(1), *(pid_t *) subject, 0));
+    }
+    pthread_testcancel();
+    return NULL;
+}
+
+TEST(calls_by_a_thread_that_was_cancelled_go_to_their_end)
+{
+    Script passes = { .returns = VIR_INTERNAL_NOT_HANDLED };
+    Script handles = { .returns = VIR_INTERNAL_HANDLED };
+    Subject subject = subject_start(1);
+    pthread_t thread;
+    void *end;
+
+    for_each_operation(operation) {
+        set(operation, NULL, &passes, 0);
+        /* Done by then. */
+        set(operation, CONN(1), &handles, 0);
+    }
+    expect_eq_int(pthread_create(&thread, NULL, call_cancelled, &subject.pid),
+                  0);
+    expect_eq_int(pthread_join(thread, &end), 0);
+    expect_true(end == PTHREAD_CANCELED);
+    expect_eq_int(passes.calls, OPERATIONS);
+    expect_eq_int(handles.calls, OPERATIONS);
+    subject_end(&subject);
+}
+
+TEST(without_pidfd_open_a_call_that_has_a_handler_is_UNSUPPORTED)
+{
+    Script script = { .returns = VIR_INTERNAL_HANDLED };
+    Subject subject = subject_start(1);
+
+    refuse_system_call(SYS_pidfd_open, ENOSYS);
+    if (syscall(SYS_pidfd_open, subject.pid, 0) >= 0)
+        SKIP("a filter does not take pidfd_open() away in valgrind");
+    for_each_operation(operation) {
+        set(operation, NULL, &script, 0);
+        expect_error(operation->call(NULL, subject.pid, 0),
+                     VIR_INTERNAL_ERR_UNSUPPORTED, ENOSYS, "pidfd_open()");
+        unset(operation, NULL);
+        expect_success(operation->call(NULL, subject.pid, 0));
+    }
+    expect_eq_int(script.calls, 0);
+    subject_end(&subject);
 }

@@ -6,9 +6,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -244,6 +247,46 @@ TEST(a_limit_of_another_users_process_is_read_back)
     expect_error(virInternalProcessSetMaxMemLock(NULL, subject.pid,
                                                  UNLIMITED - 1, 0),
                  VIR_INTERNAL_ERR_READ_BACK, EREMOTEIO, "the kernel says ");
+    subject_end(&subject);
+}
+
+/* Becomes a user who sees nothing in /proc of the processes of others. */
+static void
+hide_processes_of_others(void)
+{
+    const uid_t user = 65533;
+
+    if (unshare(CLONE_NEWNS) < 0
+        || mount("none", "/", "", MS_REC | MS_PRIVATE, NULL) < 0
+        || mount("proc", "/proc", "proc", 0, "hidepid=2") < 0)
+        SKIP("cannot have a /proc with hidepid=2: %s", strerror(errno));
+    must(setgroups(0, NULL));
+    must(setresgid(user, user, user));
+    must(setresuid(user, user, user));
+}
+
+TEST(a_process_that_proc_hides_is_not_taken_for_one_that_is_no_more)
+{
+    const Operation *const readable[] = {
+        max_mem_lock, max_processes, max_files, max_core_size, scheduler
+    };
+    Script liar = { .returns = VIR_INTERNAL_HANDLED };
+    Subject subject = subject_start_of_another_user();
+    pid_t child = must(fork());
+
+    if (child == 0) {
+        hide_processes_of_others();
+        expect_true(access(text("/proc/%d", subject.pid), F_OK) < 0);
+        for (size_t i = 0; i < 5; i++) {
+            runner_context = readable[i]->name;
+            set(readable[i], NULL, &liar, 0);
+            expect_error(readable[i]->call(NULL, subject.pid, 0),
+                         VIR_INTERNAL_ERR_READ_BACK, EREMOTEIO,
+                         "said that it did");
+        }
+        _exit(EXIT_SUCCESS);
+    }
+    expect_child_passes(child);
     subject_end(&subject);
 }
 

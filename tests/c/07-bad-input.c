@@ -302,19 +302,39 @@ bad_maps(const Subject *subject)
                        subject->tids, NULL, 1, NULL, 1, NULL, 0),
                    "cpumap is NULL");
     for (int length = 1; length <= VIR_INTERNAL_CPUMAP_MAX; length *= 32) {
-        expect_invalid(virInternalProcessSetAffinity(
-                           NULL, subject->pid, subject->pid, empty, length, 0),
-                       "cpumap names no CPU");
-        expect_invalid(virInternalCgroupAddThreads(
-                           NULL, subject->pid, NULL, VIR_INTERNAL_THREAD_VCPU,
-                           subject->tids, NULL, 1, empty, length, NULL, 0),
-                       "cpumap names no CPU");
+        const unsigned int flags[] = { 0, VIR_INTERNAL_NO_DIRECT };
+
+        for (size_t i = 0; i < COUNT(flags); i++) {
+            expect_invalid(virInternalProcessSetAffinity(
+                               NULL, subject->pid, subject->pid, empty, length,
+                               flags[i]),
+                           "cpumap names no CPU");
+            expect_invalid(virInternalCgroupAddThreads(
+                               NULL, subject->pid, NULL,
+                               VIR_INTERNAL_THREAD_VCPU, subject->tids, NULL, 1,
+                               empty, length, NULL, flags[i]),
+                           "cpumap names no CPU");
+        }
     }
 }
 
 TEST(maps_that_are_NULL_or_empty_or_of_absurd_length)
 {
     both_ways(bad_maps);
+}
+
+TEST(an_empty_map_for_a_process_that_is_no_more)
+{
+    const unsigned char empty[1] = { 0 };
+    pid_t nobody = pid_of_nobody();
+
+    expect_invalid(virInternalProcessSetAffinity(NULL, nobody, nobody, empty,
+                                                 1, 0),
+                   "cpumap names no CPU");
+    expect_invalid(virInternalCgroupAddThreads(
+                       NULL, nobody, NULL, VIR_INTERNAL_THREAD_VCPU, &nobody,
+                       NULL, 1, empty, 1, NULL, 0),
+                   "cpumap names no CPU");
 }
 
 static int

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -646,4 +647,242 @@ TEST(children_of_a_process_whose_threads_use_the_library_end_in_time,
     __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
     for (int i = 0; i < 2; i++)
         expect_eq_int(pthread_join(threads[i], NULL), 0);
+}
+
+/* A crowd of children, and of threads of one: more of them than the library
+ * has places for what it keeps of each. */
+#define CROWD 70
+#define PLACES 64
+
+static void
+become_sleep(void *seconds)
+{
+    execlp("sleep", "sleep", (char *) seconds, NULL);
+    SKIP("sleep cannot be run: %s", strerror(errno));
+}
+
+static void
+call_and_become_sleep(void *seconds)
+{
+    expect_success(operations->call(NULL, getpid(), 0));
+    become_sleep(seconds);
+}
+
+static void
+have_an_error(void *data)
+{
+    (void) data;
+    expect_error(operations->call(NULL, -1, 0),
+                 VIR_INTERNAL_ERR_INVALID_ARG, EINVAL, "pid -1");
+}
+
+TEST(vforked_children_that_became_programs_take_no_place_from_later_ones)
+{
+    Script script = { .returns = VIR_INTERNAL_NOT_HANDLED };
+    pid_t children[CROWD];
+
+    expect_child_passes(by_fork(become_sleep, "0"));
+    set(operations, NULL, &script, VIR_INTERNAL_HANDLER_FORK_SAFE);
+    for (int i = 0; i < CROWD; i++)
+        children[i] = by_vfork(call_and_become_sleep, "600");
+    expect_child_passes(by_vfork(have_an_error, NULL));
+    for (int i = 0; i < CROWD; i++) {
+        int status;
+
+        must(kill(children[i], SIGKILL));
+        must(waitpid(children[i], &status, 0));
+        if (!WIFSIGNALED(status))
+            FAIL("expected vforked child %d to sleep until it is killed, "
+                 "found that it exited with status %d", i,
+                 WEXITSTATUS(status));
+    }
+    unset(operations, NULL);
+}
+
+static int
+end_the_child(Script *script)
+{
+    (void) script;
+    _exit(EXIT_SUCCESS);
+}
+
+TEST(a_vforked_child_that_ends_in_a_handler_does_not_hide_it_from_later_ones)
+{
+    for_each_operation(operation) {
+        Script script = { .answer = end_the_child, .returns = -EXDEV };
+
+        set(operation, NULL, &script, VIR_INTERNAL_HANDLER_FORK_SAFE);
+        expect_child_passes(by_vfork(call_and_see_it_done,
+                                     (void *) operation));
+        script.answer = NULL;
+        for (int i = 0; i < 2; i++)
+            expect_child_passes(by_vfork(call_with_failing_handler,
+                                         (void *) operation));
+        unset(operation, NULL);
+    }
+}
+
+/* A handler that is left in the parent, and in a child. */
+typedef struct {
+    Script script;
+    const Operation *operation;
+    pid_t (*fork)(void);
+    pid_t child;
+} Brancher;
+
+static pid_t
+raw_clone(void)
+{
+    return syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+}
+
+static int
+unset_and_branch(Script *script)
+{
+    Brancher *brancher = (Brancher *) script;
+
+    /* So that whoever leaves it last would free it. */
+    unset(brancher->operation, NULL);
+    brancher->child = must(brancher->fork());
+    if (brancher->child != 0)
+        expect_child_passes(brancher->child);
+    return VIR_INTERNAL_NOT_HANDLED;
+}
+
+TEST(a_handler_that_forks_ends_with_FORKED_in_the_child_and_goes_on_in_parent)
+{
+    pid_t (*const forks[])(void) = { fork, raw_clone };
+
+    for_each_operation(operation) {
+        for (size_t i = 0; i < 2; i++) {
+            Brancher brancher = {
+                .script = { .answer = unset_and_branch },
+                .operation = operation, .fork = forks[i]
+            };
+            int result;
+
+            set(operation, NULL, &brancher.script, 0);
+            result = operation->call(NULL, getpid(), VIR_INTERNAL_NO_DIRECT);
+            if (brancher.child == 0) {
+                expect_error(result, VIR_INTERNAL_ERR_FORKED, ECHILD,
+                             "the handler forked, and returned in the child");
+                expect_eq_int(brancher.script.freed, 0);
+                _exit(EXIT_SUCCESS);
+            }
+            expect_not_handled(result);
+            expect_eq_int(brancher.script.freed, 1);
+        }
+    }
+}
+
+/* A thread of a child is inside a handler, when that child is forked. */
+
+static sem_t entered, may_leave;
+
+static int
+wait_inside(Script *script)
+{
+    sem_post(&entered);
+    sem_wait(&may_leave);
+    return script->returns;
+}
+
+static void *
+call_and_fail(void *script)
+{
+    call_with_failing_handler((void *) operations);
+    return script;
+}
+
+static void
+call_in_thread_at(void *address)
+{
+    pthread_t thread;
+
+    sem_post(&may_leave);
+    expect_eq_int(pthread_create(&thread, NULL, call_and_fail, NULL), 0);
+    if (thread != (pthread_t) address)
+        SKIP("a new thread did not get the address of one that is gone");
+    expect_eq_int(pthread_join(thread, NULL), 0);
+}
+
+static void
+fork_while_a_thread_is_inside(void *data)
+{
+    pthread_t thread;
+
+    (void) data;
+    expect_eq_int(pthread_create(&thread, NULL, call_and_fail, NULL), 0);
+    sem_wait(&entered);
+    expect_child_passes(by_fork(call_in_thread_at, (void *) thread));
+    sem_post(&may_leave);
+    expect_eq_int(pthread_join(thread, NULL), 0);
+}
+
+TEST(a_new_thread_of_a_grandchild_is_not_where_one_at_its_address_was)
+{
+    Script script = { .answer = wait_inside, .returns = -EXDEV };
+
+    sem_init(&entered, 0, 0);
+    sem_init(&may_leave, 0, 0);
+    set(operations, NULL, &script, VIR_INTERNAL_HANDLER_FORK_SAFE);
+    expect_child_passes(by_fork(fork_while_a_thread_is_inside, NULL));
+    unset(operations, NULL);
+}
+
+TEST(the_parent_of_a_vforked_first_user_sets_handlers_also_without_kcmp)
+{
+    Script script = { .returns = VIR_INTERNAL_NOT_HANDLED };
+
+    refuse_system_call(SYS_kcmp, EPERM);
+    expect_child_passes(by_vfork(call_and_see_it_done, (void *) operations));
+    set(operations, NULL, &script, 0);
+    expect_success(operations->call(NULL, getpid(), 0));
+    expect_eq_int(script.calls, 1);
+    unset(operations, NULL);
+}
+
+static pthread_barrier_t all_have_called;
+
+static void *
+call_among_many(void *errors)
+{
+    int result = operations->call(NULL, getpid(), 0);
+    int left = errno;
+    virInternalErrorPtr error = virInternalGetLastError();
+
+    expect_eq_int(result, -1);
+    expect_eq_int(left, ECHILD);
+    if (error) {
+        expect_eq_int(error->code, VIR_INTERNAL_ERR_FORKED);
+        __atomic_add_fetch((int *) errors, 1, __ATOMIC_RELAXED);
+    }
+    pthread_barrier_wait(&all_have_called);
+    return NULL;
+}
+
+static void
+call_in_many_threads(void *data)
+{
+    pthread_t threads[CROWD];
+    int errors = 0;
+
+    (void) data;
+    pthread_barrier_init(&all_have_called, NULL, CROWD);
+    for (int i = 0; i < CROWD; i++)
+        expect_eq_int(pthread_create(threads + i, NULL, call_among_many,
+                                     &errors), 0);
+    for (int i = 0; i < CROWD; i++)
+        expect_eq_int(pthread_join(threads[i], NULL), 0);
+    expect_eq_int(errors, PLACES);
+}
+
+TEST(a_handler_that_is_not_fork_safe_is_an_error_in_each_of_many_threads)
+{
+    Script script = { .returns = VIR_INTERNAL_NOT_HANDLED };
+
+    set(operations, NULL, &script, 0);
+    expect_child_passes(by_fork(call_in_many_threads, NULL));
+    expect_eq_int(script.calls, 0);
+    unset(operations, NULL);
 }

@@ -148,13 +148,34 @@ subject_start_of_another_user(void)
     return start(1, NOBODY);
 }
 
+static void
+read_file(const char *path, char *buffer, size_t size)
+{
+    int fd = must(open(path, O_RDONLY | O_CLOEXEC));
+    ssize_t length = must(read(fd, buffer, size - 1));
+
+    buffer[length] = '\0';
+    close(fd);
+}
+
+/* A process's first thread is a zombie until the others have exited too. */
+static bool
+is_zombie(pid_t pid)
+{
+    char status[512];
+
+    read_file(text("/proc/%d/stat", pid), status, sizeof(status));
+    return strncmp(strrchr(status, ')'), ") Z", 3) == 0;
+}
+
 void
 subject_end_thread(const Subject *subject, size_t index)
 {
     pid_t tid = subject->tids[index];
 
     must(syscall(SYS_tgkill, subject->pid, tid, SIGUSR1));
-    while (syscall(SYS_tgkill, subject->pid, tid, 0) == 0)
+    while (tid == subject->pid ? !is_zombie(tid)
+           : syscall(SYS_tgkill, subject->pid, tid, 0) == 0)
         usleep(500);
 }
 
@@ -181,16 +202,6 @@ limit_of(pid_t pid, int resource)
 
     must(prlimit(pid, resource, NULL, &limit));
     return limit;
-}
-
-static void
-read_file(const char *path, char *buffer, size_t size)
-{
-    int fd = must(open(path, O_RDONLY | O_CLOEXEC));
-    ssize_t length = must(read(fd, buffer, size - 1));
-
-    buffer[length] = '\0';
-    close(fd);
 }
 
 State
@@ -263,6 +274,29 @@ drop_capability(int capability)
     must(syscall(SYS_capset, &header, data));
 }
 
+static void
+install_filter(struct sock_filter *code, unsigned short length)
+{
+    struct sock_fprog filter = { .len = length, .filter = code };
+
+    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0)
+        SKIP("system calls cannot be filtered: %s", strerror(errno));
+}
+
+void
+refuse_system_call(int number, int errnum)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | errnum),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+
+    install_filter(code, sizeof(code) / sizeof(code[0]));
+}
+
 void
 forbid_prlimit_by_pid(void)
 {
@@ -277,12 +311,8 @@ forbid_prlimit_by_pid(void)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
-    struct sock_fprog filter = {
-        .len = sizeof(code) / sizeof(code[0]), .filter = code
-    };
 
-    must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-    must(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter));
+    install_filter(code, sizeof(code) / sizeof(code[0]));
 }
 
 void

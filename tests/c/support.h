@@ -94,8 +94,12 @@ void support_expect_limit(const char *file, int line, const char *what,
 /* Takes a capability from this thread, if it has it. */
 void drop_capability(int capability);
 
-/* Has every prlimit() that names a process fail with EPERM, as container
- * runtimes' filters do. setrlimit() is still allowed. */
+/* Has a system call fail, as container runtimes' filters do. SKIPs the test
+ * where there are no filters. */
+void refuse_system_call(int number, int errnum);
+
+/* The same for every prlimit() that names a process, with EPERM. setrlimit()
+ * is still allowed. */
 void forbid_prlimit_by_pid(void);
 
 /*

@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -76,8 +77,14 @@ syscall(long number, ...)
     va_end(args);
     if (number == SYS_pidfd_open) {
         PidfdRequest request = { a[0], a[1] };
+        long pidfd;
+        int state;
 
-        return ask_for_pidfd(request);
+        /* No thread is cancelled in a system call made by syscall(). */
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+        pidfd = ask_for_pidfd(request);
+        pthread_setcancelstate(state, NULL);
+        return pidfd;
     }
     return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
