@@ -39,7 +39,7 @@ pub fn number(number: u64) -> String {
 pub fn bytes(bytes: u64) -> String {
     match UNITS
         .iter()
-        .find(|(_, factor)| bytes != 0 && bytes % factor == 0)
+        .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor))
     {
         _ if bytes == UNLIMITED => "unlimited".into(),
         Some((unit, factor)) => format!("{} {unit}iB", bytes / factor),
