@@ -3,7 +3,7 @@
 #![cfg(feature = "command")]
 
 use std::io::Write;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::{fs, io};
@@ -391,6 +391,50 @@ fn call_reports_errors_by_name() {
         assert_text(&json(&output)["error"], "code", code);
         assert_eq!(json(&output)["kernel"], Value::Null);
     }
+}
+
+#[test]
+fn a_full_disk_is_reported_and_no_panic() {
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid().to_string();
+    let call = ["call", "process-set-max-core-size", "--bytes=0", "--pid"];
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["demo"],
+        &["demo", "--json"],
+        &["capabilities"],
+        &["capabilities", "--json"],
+        &["capabilities", "--xml"],
+        &[&call[..], &[&pid]].concat(),
+        &[&call[..], &[&pid, "--json"]].concat(),
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let output = Command::new(COMMAND)
+            .args(arguments)
+            .stdout(full.expect("there is a /dev/full"))
+            .output()
+            .expect("the command starts");
+        assert_exit(&output, 1);
+        assert_eq!(
+            str_of(&output.stderr),
+            "virt-internal: cannot write: No space left on device\n",
+            "of {arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_the_command_quietly() {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(COMMAND)
+        .args(["capabilities", "--json"])
+        .stdout(writer)
+        .output()
+        .expect("the command starts");
+    assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{output:?}");
+    assert_eq!(str_of(&output.stderr), "");
 }
 
 #[test]

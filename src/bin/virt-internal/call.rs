@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::library::{DIRECT, Failure, NO_DIRECT, Outcome};
-use crate::operation::{Arguments, Request};
+use crate::operation::Arguments;
 use crate::privilege::Missing;
 
 /// Do one operation on a process or thread
@@ -36,7 +36,7 @@ impl Call {
             .and_then(|failure| request.missing(failure.errnum));
         // Where there is no such process, the kernel has nothing to say of it.
         let kernel = request.state().ok();
-        if self.json {
+        let text = if self.json {
             let report = json!({
                 "operation": entry.kind.name,
                 "request": request.to_string(),
@@ -45,36 +45,39 @@ impl Call {
                 "missing": missing.as_ref().map(Missing::to_json),
                 "kernel": kernel.as_ref().map(|state| &state.text),
             });
-            println!("{report:#}");
+            format!("{report:#}\n")
         } else {
-            print(request, &outcome, missing.as_ref());
-            if let Some(state) = &kernel {
-                println!("The kernel says: {}", state.text);
+            if let Outcome::Failed(failure) = &outcome {
+                crate::complain(&describe(failure, missing.as_ref()));
             }
-        }
+            let done = match &outcome {
+                Outcome::Done => format!("Done: {request}\n"),
+                Outcome::NotHandled => format!("Not handled, nothing done: {request}\n"),
+                Outcome::Failed(_) => String::new(),
+            };
+            let kernel = kernel.as_ref();
+            let kernel = kernel.map(|state| format!("The kernel says: {}\n", state.text));
+            done + &kernel.unwrap_or_default()
+        };
         // A success that the kernel does not confirm is none.
         let confirmed = kernel.is_some_and(|state| state.as_asked);
-        Ok(match outcome {
+        let exit_code = match outcome {
             Outcome::Done if confirmed => ExitCode::SUCCESS,
             Outcome::NotHandled => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
-        })
+        };
+        Ok((text, exit_code))
     }
 }
 
-fn print(request: &dyn Request, outcome: &Outcome, missing: Option<&Missing>) {
-    match outcome {
-        Outcome::Done => println!("Done: {request}"),
-        Outcome::NotHandled => println!("Not handled, nothing done: {request}"),
-        Outcome::Failed(failure) => {
-            eprintln!("virt-internal: {}", failure.message);
-            eprintln!("  error: {}, {:?}", failure.code_name(), failure.errnum);
-            if let Some(Missing { what, hints, .. }) = missing {
-                eprintln!("  needs: {what}");
-                for hint in hints {
-                    eprintln!("  hint: {hint}");
-                }
-            }
+fn describe(failure: &Failure, missing: Option<&Missing>) -> String {
+    let mut text = format!("virt-internal: {}\n", failure.message);
+    text += &format!("  error: {}, {:?}\n", failure.code_name(), failure.errnum);
+    if let Some(Missing { what, hints, .. }) = missing {
+        text += &format!("  needs: {what}\n");
+        for hint in hints {
+            text += &format!("  hint: {hint}\n");
         }
     }
+    text
 }

@@ -103,14 +103,15 @@ impl Demo {
         let wrong = rows
             .iter()
             .any(|row| matches!(&row.result, Ok(played) if played.wrong.is_some()));
-        match self.json {
-            true => print_json(&rows, wrong),
-            false => print_table(&host, &rows, wrong),
-        }
-        Ok(match wrong {
+        let text = match self.json {
+            true => format!("{:#}\n", to_json(&rows, wrong)),
+            false => to_text(&host, &rows, wrong),
+        };
+        let exit_code = match wrong {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
-        })
+        };
+        Ok((text, exit_code))
     }
 }
 
@@ -283,8 +284,7 @@ impl Played {
     }
 }
 
-fn print_table(host: &Host, rows: &[Row], wrong: bool) {
-    println!("{}\n", host.summary());
+fn to_text(host: &Host, rows: &[Row], wrong: bool) -> String {
     let mut table = Table::new(&["OPERATION", "ASKED", "WAY", "RESULT", "THE KERNEL SAYS"]);
     let mut last = None;
     for row in rows {
@@ -311,13 +311,10 @@ fn print_table(host: &Host, rows: &[Row], wrong: bool) {
             ],
         });
     }
-    table.print();
-    println!();
+    let mut text = format!("{}\n\n{table}\n", host.summary());
     if wrong {
-        println!(
-            "{}",
-            paint(Tone::Wrong, "This contradicts what the library promises:")
-        );
+        let heading = "This contradicts what the library promises:";
+        text += &format!("{}\n", paint(Tone::Wrong, heading));
         for row in rows {
             let Ok(Played {
                 asked,
@@ -328,18 +325,19 @@ fn print_table(host: &Host, rows: &[Row], wrong: bool) {
             else {
                 continue;
             };
-            println!(
-                "  {} ({asked}, {}): {wrong}",
+            text += &format!(
+                "  {} ({asked}, {}): {wrong}\n",
                 row.operation.name,
                 way.describe()
             );
         }
     } else {
-        println!("All as promised. How to get what is missing: virt-internal capabilities");
+        text += "All as promised. How to get what is missing: virt-internal capabilities\n";
     }
+    text
 }
 
-fn print_json(rows: &[Row], wrong: bool) {
+fn to_json(rows: &[Row], wrong: bool) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| match &row.result {
@@ -364,5 +362,5 @@ fn print_json(rows: &[Row], wrong: bool) {
             }),
         })
         .collect();
-    println!("{:#}", json!({ "as_promised": !wrong, "rows": rows }));
+    json!({ "as_promised": !wrong, "rows": rows })
 }
