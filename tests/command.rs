@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::{fs, io};
 
@@ -294,10 +294,7 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
         .map(|group| Path::new(group["group"].as_str().expect("a path")))
         .collect();
     if groups.is_empty() {
-        // Not by eprintln!(), which the harness keeps for itself.
-        let skip = "SKIP call_moves_threads_into_a_cgroup: no cgroup is mounted\n";
-        let _ = io::stderr().write_all(skip.as_bytes());
-        return;
+        return skip("call_moves_threads_into_a_cgroup", "no cgroup is mounted");
     }
     let move_to = |group: &Path| {
         let group = format!("--group={}", group.display());
@@ -326,6 +323,111 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
             let what = json(&output)["missing"]["what"].to_string();
             assert!(what.contains("write access to"), "{output:?}");
         }
+    }
+}
+
+/// A cgroup without processes, removed when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    /// Below this process's own, where that is possible.
+    fn create(versions: &[u64], name: &str) -> Option<Group> {
+        let host = json(&run(&["capabilities", "--json"]));
+        let groups = host["kernel"]["cgroups"].as_array().expect("a list");
+        let name = format!("virt-internal-{name}-{}", std::process::id());
+        groups
+            .iter()
+            .filter(|group| versions.iter().any(|version| group["version"] == *version))
+            .filter(|group| group["controllers"] != "cpuset")
+            .map(|group| Path::new(group["group"].as_str().expect("a path")).join(&name))
+            .find_map(|path| fs::create_dir(&path).is_ok().then_some(Group(path)))
+    }
+
+    fn below(&self, name: &str) -> Group {
+        let path = self.0.join(name);
+        fs::create_dir(&path).expect("a cgroup of one's own takes others");
+        Group(path)
+    }
+
+    fn option(&self) -> String {
+        format!("--group={}", self.0.display())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let removed = fs::remove_dir(&self.0);
+        if !std::thread::panicking() {
+            removed.expect("the cgroup can be removed");
+        }
+    }
+}
+
+/// Not by eprintln!(), which the harness keeps for itself. The name is not the
+/// function's, of which the harness says that it passed.
+fn skip(test: &str, why: &str) {
+    let _ = io::stderr().write_all(format!("SKIP {test}: {why}\n").as_bytes());
+}
+
+#[test]
+fn call_names_each_thread_that_was_not_moved() {
+    let Some(group) = Group::create(&[1, 2], "partly") else {
+        return skip("call_names_each_thread", "no cgroup can be made");
+    };
+    let gone = Sleeper::start().pid().to_string();
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid().to_string();
+    let expected = format!("virt-internal: thread {gone}: has exited (ESRCH)\n");
+    for (tids, outcome, done) in [
+        (&[&gone[..]][..], "failed", ""),
+        (&[&pid, &gone], "partly", "Partly done: "),
+    ] {
+        let call = [
+            "call",
+            "cgroup-add-threads",
+            "--pid",
+            &pid,
+            &group.option(),
+            "--tid",
+        ];
+        let call = [&call, tids].concat();
+        let output = run(&call);
+        assert_exit(&output, 1);
+        assert_eq!(str_of(&output.stderr), expected, "of {call:?}");
+        let text = stdout(&output);
+        assert!(
+            text.starts_with(done) && !text.starts_with("Done"),
+            "{text}"
+        );
+
+        let output = run(&[&call[..], &["--json"]].concat());
+        assert_exit(&output, 1);
+        let report = json(&output);
+        assert_text(&report, "outcome", outcome);
+        let threads = report["threads"].as_array().expect("a result per thread");
+        assert_eq!(threads.len(), tids.len(), "{report:#}");
+        for (thread, tid) in threads.iter().zip(tids) {
+            assert_eq!(thread["tid"].to_string(), **tid);
+            let errno = if *tid == gone {
+                "ESRCH".into()
+            } else {
+                Value::Null
+            };
+            assert_eq!(thread["errno"], errno, "{report:#}");
+        }
+    }
+    drop(sleeper);
+}
+
+#[test]
+fn help_has_the_exit_codes() {
+    for arguments in [
+        &["--help"][..],
+        &["call", "--help"],
+        &["call", "cgroup-add-threads", "--help"],
+    ] {
+        let output = run(arguments);
+        assert!(stdout(&output).contains("Exit codes: 0 done"), "{output:?}");
     }
 }
 

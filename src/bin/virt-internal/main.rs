@@ -27,9 +27,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use nix::errno::Errno;
 
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed, or done in part, or (demo) not as promised; 2
+wrong usage";
+
 /// libvirt-internal: delegation of libvirt's privileged operations
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "virt-internal", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -2,6 +2,7 @@
 //! Moves threads of a process into a cgroup.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ffi::{CStr, CString, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -42,6 +43,9 @@ pub struct CgroupAddThreads {
     /// All threads of the process
     #[arg(long, conflicts_with = "tids")]
     all_threads: bool,
+    /// What the last call made of each thread: 0 or -errno.
+    #[arg(skip)]
+    results: RefCell<Vec<(pid_t, c_int)>>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -116,6 +120,7 @@ unsafe extern "C-unwind" fn handler(
         role,
         tids: tids.to_vec(),
         all_threads: false,
+        results: RefCell::default(),
     };
     // SAFETY: set with a script, by `set_handler`.
     unsafe { Script::of(opaque) }.answer(&request)
@@ -130,8 +135,9 @@ impl Request for CgroupAddThreads {
         let tids = self.tids();
         // An argument of a program has no NUL.
         let group = CString::new(self.group.as_os_str().as_bytes()).unwrap_or_default();
-        // SAFETY: the list is as long as it says; what is NULL may be.
-        unsafe {
+        let mut results = vec![0; tids.len()];
+        // SAFETY: both lists are as long as it says; what is NULL may be.
+        let returned = unsafe {
             virInternalCgroupAddThreads(
                 ptr::null_mut(),
                 self.pid,
@@ -142,10 +148,21 @@ impl Request for CgroupAddThreads {
                 tids.len(),
                 ptr::null(),
                 0,
-                ptr::null_mut(),
+                results.as_mut_ptr(),
                 flags,
             )
-        }
+        };
+        *self.results.borrow_mut() = tids.into_iter().zip(results).collect();
+        returned
+    }
+
+    fn threads(&self) -> Vec<(pid_t, Result<(), Errno>)> {
+        let results = self.results.borrow();
+        let result = |result: c_int| match result {
+            0 => Ok(()),
+            result => Err(Errno::from_raw(-result)),
+        };
+        results.iter().map(|(tid, number)| (*tid, result(*number))).collect()
     }
 
     unsafe fn set_handler(&self, script: Option<&Script>) -> c_int {
@@ -216,6 +233,7 @@ fn stage<R>(
                 role,
                 tids: threads.iter().map(|thread| target.tids[*thread]).collect(),
                 all_threads: false,
+                results: RefCell::default(),
             })
         };
         Ok(requests(&request))

@@ -7,7 +7,7 @@ mod limit;
 use std::fmt;
 use std::io;
 
-use libc::{c_int, c_uint};
+use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
 use virt_internal::Kind;
 use virt_internal::capi::types::virInternalOperation;
@@ -25,6 +25,11 @@ pub trait Request: fmt::Display {
 
     /// Calls the library's function.
     fn call(&self, flags: c_uint) -> c_int;
+
+    /// What the last call says of each thread, if it is about several.
+    fn threads(&self) -> Vec<(pid_t, Result<(), Errno>)> {
+        Vec::new()
+    }
 
     /// Sets the operation's handler for every connection, or unsets it.
     ///
@@ -153,7 +158,10 @@ macro_rules! operations {
         /// An operation with its arguments, from the command line.
         #[derive(clap::Subcommand)]
         pub enum Arguments {
-            $($operation($file::$operation)),+
+            $(
+                #[command(after_help = crate::call::EXIT_CODES)]
+                $operation($file::$operation)
+            ),+
         }
 
         impl Arguments {
