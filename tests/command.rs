@@ -2,14 +2,14 @@
 //! The virt-internal command, on real processes.
 #![cfg(feature = "command")]
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::{fs, io};
 
 use libc::pid_t;
-use serde_json::Value;
+use serde_json::{Value, json};
 use virt_internal::operation::OPERATIONS;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_virt-internal");
@@ -46,6 +46,21 @@ impl Sleeper {
     fn start() -> Sleeper {
         let child = Command::new("cat").stdin(Stdio::piped()).spawn();
         Sleeper(child.expect("cat starts"))
+    }
+
+    /// With more than one thread.
+    fn with_threads() -> Sleeper {
+        let mut child = Command::new(COMMAND)
+            .arg("target")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a target starts");
+        let mut tids = String::new();
+        let stdout = child.stdout.as_mut().expect("a pipe");
+        let read = BufReader::new(stdout).read_line(&mut tids);
+        read.expect("a target names its threads");
+        Sleeper(child)
     }
 
     fn pid(&self) -> pid_t {
@@ -417,6 +432,50 @@ fn call_names_each_thread_that_was_not_moved() {
         }
     }
     drop(sleeper);
+}
+
+#[test]
+fn call_says_how_a_cgroup_would_take_threads_of_another_domain() {
+    let Some(domain) = Group::create(&[2], "hints") else {
+        return skip("call_says_how_a_cgroup", "no cgroup v2 can be made");
+    };
+    let sleeper = Sleeper::with_threads();
+    let one = format!("--tid={}", sleeper.pid());
+    let hints = |group: &Group, which: &str| {
+        let output = sleeper.call("cgroup-add-threads", &[&group.option(), which]);
+        assert_exit(&output, 1);
+        let report = json(&output);
+        assert_text(&report["error"], "errno", "EOPNOTSUPP");
+        assert_eq!(report["threads"], Value::Null, "{report:#}");
+        report["missing"]["hints"].clone()
+    };
+    let make_threaded =
+        |group: &Group| format!("echo threaded > {}/cgroup.type", group.0.display());
+    let move_all = |group: &Group| {
+        format!(
+            "virt-internal call cgroup-add-threads --pid={} {} --role=vcpu --all-threads",
+            sleeper.pid(),
+            group.option()
+        )
+    };
+
+    let below = make_threaded(&domain) + ", if that is below the cgroup of the process";
+    assert_eq!(hints(&domain, &one), json!([below, move_all(&domain)]));
+
+    let (threaded, invalid) = (domain.below("threaded"), domain.below("invalid"));
+    fs::write(threaded.0.join("cgroup.type"), "threaded").expect("an empty group can be threaded");
+    assert_eq!(hints(&threaded, &one), json!([move_all(&threaded)]));
+    for which in [&one, "--all-threads"] {
+        assert_eq!(hints(&invalid, which), json!([make_threaded(&invalid)]));
+    }
+
+    // What it says works.
+    let command = move_all(&threaded);
+    assert_exit(&run(&command.split(' ').skip(1).collect::<Vec<_>>()), 0);
+    fs::write(invalid.0.join("cgroup.type"), "threaded").expect("the hint is right");
+    let output = sleeper.call("cgroup-add-threads", &[&invalid.option(), &one]);
+    assert_exit(&output, 0);
+    drop((sleeper, threaded, invalid));
 }
 
 #[test]

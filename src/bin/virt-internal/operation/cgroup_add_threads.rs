@@ -87,6 +87,44 @@ impl CgroupAddThreads {
         self.group.file_name().unwrap_or(self.group.as_os_str()).to_string_lossy()
     }
 
+    fn role_option(&self) -> String {
+        let role = self.role.to_possible_value();
+        role.map_or(String::new(), |role| role.get_name().to_owned())
+    }
+
+    /// What it takes where the group takes no thread from the process's domain.
+    fn missing_domain(&self) -> Missing {
+        let file = self.group.join("cgroup.type");
+        let kind = proc::read(&file.to_string_lossy()).unwrap_or_default();
+        let (kind, file) = (kind.trim(), file.display());
+        // Such a group takes no processes either.
+        if kind == "domain invalid" {
+            return Missing::new(Kind::Cgroup, "a threaded cgroup: this one is domain invalid")
+                .hint(format!("echo threaded > {file}"));
+        }
+        let mut missing = Missing::new(
+            Kind::Cgroup,
+            match self.all_threads {
+                true => "a threaded cgroup in the domain of the process",
+                false => "a threaded cgroup in the domain of the process, or all its threads",
+            },
+        );
+        if kind != "threaded" {
+            missing = missing.hint(format!(
+                "echo threaded > {file}, if that is below the cgroup of the process"
+            ));
+        }
+        if !self.all_threads {
+            missing = missing.hint(format!(
+                "virt-internal call cgroup-add-threads --pid={} --group={} --role={} --all-threads",
+                self.pid,
+                self.group.display(),
+                self.role_option()
+            ));
+        }
+        missing
+    }
+
     fn file(&self) -> PathBuf {
         let v2 = self.group.join(Version::V2.threads_file());
         match v2.exists() {
@@ -206,11 +244,7 @@ impl Request for CgroupAddThreads {
             Errno::EACCES | Errno::EPERM | Errno::EROFS => {
                 Some(cgroup::not_writable(&self.file(), &errnum.into()))
             }
-            Errno::EOPNOTSUPP => Some(
-                missing(Kind::Cgroup, "a threaded cgroup, or all threads of the process")
-                    .hint("echo threaded > cgroup.type, in the domain of the process")
-                    .hint("virt-internal call cgroup-add-threads --all-threads"),
-            ),
+            Errno::EOPNOTSUPP => Some(self.missing_domain()),
             Errno::ENOENT => Some(missing(Kind::Argument, "a cgroup that exists")),
             _ => None,
         }
