@@ -479,6 +479,82 @@ fn call_says_how_a_cgroup_would_take_threads_of_another_domain() {
 }
 
 #[test]
+fn call_notes_what_was_narrowed_or_ignored() {
+    let sleeper = Sleeper::start();
+    for (operation, arguments, expected) in [
+        (
+            "process-set-affinity",
+            &["--cpus=0-262143"][..],
+            "the kernel narrowed 0-262143 to ",
+        ),
+        (
+            "process-set-scheduler",
+            &["--policy=batch", "--priority=5"],
+            "the priority 5 is ignored",
+        ),
+    ] {
+        let output = sleeper.call(operation, arguments);
+        assert_exit(&output, 0);
+        let report = json(&output);
+        let note = report["note"].as_str().unwrap_or("");
+        assert!(note.starts_with(expected), "{report:#}");
+    }
+    let output = sleeper.call("process-set-scheduler", &["--policy=batch"]);
+    assert_eq!(json(&output)["note"], Value::Null);
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused_with_the_option_and_the_range() {
+    for (operation, option, value, range) in [
+        (
+            "process-set-max-files",
+            "--pid",
+            "foo",
+            "from 1 to 2147483647",
+        ),
+        (
+            "process-set-max-files",
+            "--pid",
+            "9999999999",
+            "from 1 to 2147483647",
+        ),
+        (
+            "process-set-max-files",
+            "--files",
+            "-1",
+            "from 0 to 4294967295",
+        ),
+        (
+            "process-set-max-processes",
+            "--processes",
+            "4294967296",
+            "from 0 to 4294967295",
+        ),
+        (
+            "process-set-scheduler",
+            "--priority",
+            "high",
+            "from 1 to 99",
+        ),
+        ("process-set-affinity", "--tid", "x", "from 1 to 2147483647"),
+        ("cgroup-add-threads", "--tid", "x", "from 1 to 2147483647"),
+    ] {
+        let output = run(&["call", operation, option, value]);
+        assert_exit(&output, 2);
+        let text = str_of(&output.stderr);
+        for expected in [option, value, range] {
+            assert!(text.contains(expected), "no '{expected}': {text}");
+        }
+    }
+}
+
+#[test]
+fn the_version_has_the_command_s_name() {
+    let expected = concat!("virt-internal ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(stdout(&run(&["--version"])), expected);
+}
+
+#[test]
 fn help_has_the_exit_codes() {
     for arguments in [
         &["--help"][..],

@@ -26,7 +26,9 @@ type ThreadResult = Result<(), Errno>;
 pub struct Call {
     #[command(subcommand)]
     operation: Arguments,
-    /// Do not act on the kernel directly (VIR_INTERNAL_NO_DIRECT)
+    /// Show what a caller gets that forbids the direct way
+    /// (VIR_INTERNAL_NO_DIRECT): since this command sets no handler, it is not
+    /// handled and nothing is done
     #[arg(long, global = true)]
     no_direct: bool,
     /// Print JSON
@@ -60,6 +62,10 @@ impl Call {
         let kernel = request.state().ok();
         // A success that the kernel does not confirm is none.
         let confirmed = kernel.as_ref().is_some_and(|state| state.as_asked);
+        let note = match result {
+            "done" => request.note(),
+            _ => None,
+        };
         let text = if self.json {
             let thread = |(tid, result): &(pid_t, ThreadResult)| {
                 let errno = result.err().map(|errnum| format!("{errnum:?}"));
@@ -75,6 +81,7 @@ impl Call {
                 "missing": missing.as_ref().map(Missing::to_json),
                 "kernel": kernel.as_ref().map(|state| &state.text),
                 "as_asked": confirmed,
+                "note": note,
             });
             format!("{report:#}\n")
         } else {
@@ -101,7 +108,8 @@ impl Call {
             };
             let kernel = kernel.as_ref();
             let kernel = kernel.map(|state| format!("The kernel says: {}\n", state.text));
-            done + &kernel.unwrap_or_default()
+            let note = note.map(|note| format!("Note: {note}\n"));
+            done + &kernel.unwrap_or_default() + &note.unwrap_or_default()
         };
         let exit_code = match result {
             "done" if confirmed => ExitCode::SUCCESS,

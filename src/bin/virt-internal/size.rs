@@ -24,7 +24,10 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(factor))
-        .ok_or_else(|| "expected a number of bytes such as 4096, 64K, 64M, 1G, or unlimited".into())
+        .ok_or_else(|| {
+            let most = UNLIMITED - 1;
+            format!("expected 0 to {most} bytes such as 4096, 64K, 64M, 1G, or unlimited")
+        })
 }
 
 /// A number, or "unlimited".
@@ -42,6 +45,7 @@ pub fn bytes(bytes: u64) -> String {
         .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor))
     {
         _ if bytes == UNLIMITED => "unlimited".into(),
+        _ if bytes == 1 => "1 byte".into(),
         Some((unit, factor)) => format!("{} {unit}iB", bytes / factor),
         None => format!("{bytes} bytes"),
     }
@@ -65,6 +69,7 @@ mod tests {
     #[test]
     fn a_size_is_shown_without_a_fraction() {
         assert_eq!(bytes(0), "0 bytes");
+        assert_eq!(bytes(1), "1 byte");
         assert_eq!(bytes(64 << 20), "64 MiB");
         assert_eq!(bytes(1025), "1025 bytes");
         assert_eq!(bytes(UNLIMITED), "unlimited");

@@ -29,7 +29,7 @@ use crate::target::{Target, User};
 #[derive(Args)]
 pub struct CgroupAddThreads {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// The cgroup's directory
     #[arg(long)]
@@ -38,7 +38,13 @@ pub struct CgroupAddThreads {
     #[arg(long, default_value = "vcpu")]
     role: Role,
     /// A thread; more may follow
-    #[arg(long = "tid", required_unless_present = "all_threads", num_args = 1..)]
+    #[arg(
+        long = "tid",
+        required_unless_present = "all_threads",
+        num_args = 1..,
+        allow_negative_numbers = true,
+        value_parser = super::id
+    )]
     tids: Vec<pid_t>,
     /// All threads of the process
     #[arg(long, conflicts_with = "tids")]
@@ -66,6 +72,15 @@ impl Role {
             Role::Helper => VIR_INTERNAL_THREAD_HELPER,
         };
         role as c_int
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Role::Vcpu => "vCPU",
+            Role::Emulator => "emulator",
+            Role::Iothread => "IOThread",
+            Role::Helper => "helper",
+        }
     }
 
     fn of_number(number: c_int) -> Option<Role> {
@@ -306,14 +321,10 @@ impl Operation for CgroupAddThreads {
 
 impl fmt::Display for CgroupAddThreads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let role = self.role.to_possible_value();
-        write!(
-            f,
-            "move {} {} threads of process {} to {}",
-            self.tids().len(),
-            role.as_ref().map_or("", |role| role.get_name()),
-            self.pid,
-            self.group.display()
-        )
+        let (role, pid, group) = (self.role.words(), self.pid, self.group.display());
+        match self.tids().len() {
+            1 => write!(f, "move 1 {role} thread of process {pid} to {group}"),
+            count => write!(f, "move {count} {role} threads of process {pid} to {group}"),
+        }
     }
 }

@@ -43,9 +43,26 @@ pub trait Request: fmt::Display {
     /// What the kernel says, found out without the library.
     fn state(&self) -> io::Result<State>;
 
+    /// What else is to be said of it, once it is done.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
     /// What is missing where the kernel refused it with `errnum`, as far as
     /// that can be told.
     fn missing(&self, errnum: Errno) -> Option<Missing>;
+}
+
+/// Reads the id of a process or thread. Whether there can be such an id is for
+/// the library to say.
+fn id(text: &str) -> Result<pid_t, String> {
+    let expected = format!("expected a number from 1 to {}", pid_t::MAX);
+    text.parse().map_err(|_| expected)
+}
+
+fn count(text: &str) -> Result<c_uint, String> {
+    let expected = format!("expected a number from 0 to {}", c_uint::MAX);
+    text.parse().map_err(|_| expected)
 }
 
 /// What the kernel has.

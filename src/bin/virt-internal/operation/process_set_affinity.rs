@@ -24,10 +24,10 @@ use crate::target::{Target, User};
 #[derive(Args)]
 pub struct ProcessSetAffinity {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// One of its threads [default: its first]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     tid: Option<pid_t>,
     /// Which: 0-3,5
     #[arg(long)]
@@ -120,6 +120,17 @@ impl Request for ProcessSetAffinity {
             text: format!("CPUs {cpus}"),
             // A cpuset may narrow it.
             as_asked: cpus.is_subset(&self.cpus),
+        })
+    }
+
+    fn note(&self) -> Option<String> {
+        let cpus = proc::cpus(self.pid, self.tid()).ok()?;
+        let is_narrowed = cpus != self.cpus && cpus.is_subset(&self.cpus);
+        is_narrowed.then(|| {
+            format!(
+                "the kernel narrowed {} to {cpus}: the other CPUs are not there, or not in the cpuset",
+                self.cpus
+            )
         })
     }
 

@@ -31,7 +31,7 @@ static RESOURCE: Resource = Resource {
 #[derive(Args)]
 pub struct ProcessSetMaxCoreSize {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// How large: 4096, 64K, 64M, 1G, unlimited
     #[arg(long, value_parser = size::parse)]

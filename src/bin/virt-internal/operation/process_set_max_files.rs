@@ -31,10 +31,10 @@ static RESOURCE: Resource = Resource {
 #[derive(Args)]
 pub struct ProcessSetMaxFiles {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// How many; one more is set, as libvirt does
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::count)]
     files: c_uint,
 }
 

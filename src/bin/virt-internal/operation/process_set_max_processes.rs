@@ -31,10 +31,10 @@ static RESOURCE: Resource = Resource {
 #[derive(Args)]
 pub struct ProcessSetMaxProcesses {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// How many
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::count)]
     processes: c_uint,
 }
 

@@ -25,17 +25,22 @@ use crate::target::User;
 #[derive(Args)]
 pub struct ProcessSetScheduler {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// One of its threads [default: its first]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     tid: Option<pid_t>,
     /// By libvirt's names; none leaves it as it is
     #[arg(long)]
     policy: Policy,
     /// 1 to 99 for fifo and rr
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = priority)]
     priority: c_int,
+}
+
+/// The range is for the library to check.
+fn priority(text: &str) -> Result<c_int, String> {
+    text.parse().map_err(|_| "expected a number, from 1 to 99 for fifo and rr".into())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -190,6 +195,11 @@ impl Request for ProcessSetScheduler {
         })
     }
 
+    fn note(&self) -> Option<String> {
+        let is_ignored = self.priority != 0 && !self.policy.is_realtime();
+        is_ignored.then(|| format!("the priority {} is ignored: only fifo and rr take one", self.priority))
+    }
+
     fn missing(&self, errnum: Errno) -> Option<Missing> {
         if errnum != Errno::EPERM {
             return None;
@@ -260,6 +270,9 @@ impl Operation for ProcessSetScheduler {
 impl fmt::Display for ProcessSetScheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (pid, tid, asked) = (self.pid, self.tid(), self.asked());
-        write!(f, "set the scheduler of thread {tid} of process {pid} to {asked}")
+        match self.policy {
+            Policy::None => write!(f, "leave the scheduler of thread {tid} of process {pid} as it is"),
+            _ => write!(f, "set the scheduler of thread {tid} of process {pid} to {asked}"),
+        }
     }
 }
