@@ -328,7 +328,7 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
         assert_exit(&output, 0);
         let report = json(&output);
         assert_text(&report, "outcome", "done");
-        assert_text(&report, "kernel", &format!("1 of 1 in {name}"));
+        assert_text(&report, "kernel", "1 of 1 inside");
         let members = members.expect("a cgroup has cgroup.procs");
         assert_ne!(members, "", "nobody is in {}", made.display());
     } else {
@@ -552,6 +552,30 @@ fn numbers_that_cannot_be_are_refused_with_the_option_and_the_range() {
 fn the_version_has_the_command_s_name() {
     let expected = concat!("virt-internal ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(stdout(&run(&["--version"])), expected);
+}
+
+#[test]
+fn call_has_numbers_for_programs() {
+    let sleeper = Sleeper::start();
+    for (operation, argument, values) in [
+        (
+            "process-set-max-core-size",
+            "--bytes=4K",
+            json!({ "soft": 4096, "hard": 4096 }),
+        ),
+        (
+            "process-set-scheduler",
+            "--policy=batch",
+            json!({ "policy": libc::SCHED_BATCH, "priority": 0 }),
+        ),
+    ] {
+        let report = json(&sleeper.call(operation, &[argument]));
+        assert_eq!(report["asked_values"], values, "{report:#}");
+        assert_eq!(report["kernel_values"], values, "{report:#}");
+    }
+    let output = sleeper.call("process-set-affinity", &["--cpus=0-262143"]);
+    let cpus = json(&output)["kernel_values"]["cpus"].clone();
+    assert_ne!(cpus.as_array().map_or(0, Vec::len), 0, "{output:?}");
 }
 
 #[test]

@@ -79,7 +79,9 @@ impl Call {
                 "threads": threads,
                 "error": outcome.failure().map(Failure::to_json),
                 "missing": missing.as_ref().map(Missing::to_json),
+                "asked_values": request.asked_values(),
                 "kernel": kernel.as_ref().map(|state| &state.text),
+                "kernel_values": kernel.as_ref().map(|state| &state.values),
                 "as_asked": confirmed,
                 "note": note,
             });

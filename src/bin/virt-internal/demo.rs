@@ -82,6 +82,7 @@ struct Row {
 struct Played {
     request: String,
     asked: String,
+    asked_values: Value,
     way: Way,
     outcome: Outcome,
     missing: Option<Missing>,
@@ -170,6 +171,7 @@ fn call(way: Way, request: &dyn Request) -> io::Result<Played> {
     Ok(Played {
         request: request.to_string(),
         asked: request.asked(),
+        asked_values: request.asked_values(),
         way,
         missing: match (way, &outcome) {
             (Way::Handler(Behaviour::Fails(_) | Behaviour::Lies), _) => None,
@@ -286,17 +288,9 @@ impl Played {
 
 fn to_text(host: &Host, rows: &[Row], wrong: bool) -> String {
     let mut table = Table::new(&["OPERATION", "ASKED", "WAY", "RESULT", "THE KERNEL SAYS"]);
-    let mut last = None;
     for row in rows {
-        // An operation is named where it begins.
-        let name = short_name(row.operation);
-        let name = match last.replace((name, row.label)) {
-            Some(last) if last == (name, row.label) => String::new(),
-            Some((last, _)) if last == name => format!("  {}", row.label),
-            _ if row.label.is_empty() => name.to_owned(),
-            _ => format!("{name} {}", row.label),
-        };
-        let name = (Tone::Heading, name);
+        let name = format!("{} {}", short_name(row.operation), row.label);
+        let name = (Tone::Heading, name.trim_end().to_owned());
         table.add(match &row.result {
             Ok(played) => vec![
                 name,
@@ -350,8 +344,11 @@ fn to_json(rows: &[Row], wrong: bool) -> Value {
                 "outcome": played.outcome.name(),
                 "error": played.outcome.failure().map(Failure::to_json),
                 "missing": played.missing.as_ref().map(Missing::to_json),
+                "asked_values": played.asked_values,
                 "before": played.before.text,
+                "before_values": played.before.values,
                 "kernel": played.after.text,
+                "kernel_values": played.after.values,
                 "wrong": played.wrong,
             }),
             Err(missing) => json!({

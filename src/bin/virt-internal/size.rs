@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Sizes in bytes as people write and read them.
 
+use serde_json::Value;
+
 const UNITS: [(&str, u64); 4] = [
     ("T", 1 << 40),
     ("G", 1 << 30),
@@ -35,6 +37,14 @@ pub fn number(number: u64) -> String {
     match number {
         UNLIMITED => "unlimited".into(),
         number => number.to_string(),
+    }
+}
+
+/// The same for a program.
+pub fn value(number: u64) -> Value {
+    match number {
+        UNLIMITED => "unlimited".into(),
+        number => number.into(),
     }
 }
 

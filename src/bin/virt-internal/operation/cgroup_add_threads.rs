@@ -11,6 +11,7 @@ use std::{fmt, fs, io, ptr, slice};
 use clap::{Args, ValueEnum};
 use libc::{c_char, c_int, c_uchar, c_uint, pid_t, size_t};
 use nix::errno::Errno;
+use serde_json::{Value, json};
 use virt_internal::capi::cgroup_add_threads::{
     VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, virInternalCgroupAddThreads,
     virInternalCgroupAddThreadsHandler, virInternalSetCgroupAddThreadsHandler,
@@ -184,6 +185,10 @@ impl Request for CgroupAddThreads {
         format!("{} into {}", self.tids().len(), self.name())
     }
 
+    fn asked_values(&self) -> Value {
+        json!({ "tids": self.tids(), "group": self.group })
+    }
+
     fn call(&self, flags: c_uint) -> c_int {
         let tids = self.tids();
         // An argument of a program has no NUL.
@@ -246,10 +251,11 @@ impl Request for CgroupAddThreads {
         let members = proc::read(&file.to_string_lossy())?;
         let is_in = |tid: &&pid_t| members.lines().any(|member| member == tid.to_string());
         let tids = self.tids();
-        let inside = tids.iter().filter(is_in).count();
+        let inside: Vec<_> = tids.iter().filter(is_in).collect();
         Ok(State {
-            text: format!("{inside} of {} in {}", tids.len(), self.name()),
-            as_asked: inside == tids.len(),
+            text: format!("{} of {} inside", inside.len(), tids.len()),
+            values: json!({ "tids": inside, "group": self.group }),
+            as_asked: inside.len() == tids.len(),
         })
     }
 

@@ -9,6 +9,7 @@ use std::io;
 
 use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::Value;
 use virt_internal::Kind;
 use virt_internal::capi::types::virInternalOperation;
 
@@ -22,6 +23,9 @@ use crate::target::{Target, User};
 pub trait Request: fmt::Display {
     /// What is asked for, for a table.
     fn asked(&self) -> String;
+
+    /// The same for a program: values as in State, where they are asked for.
+    fn asked_values(&self) -> Value;
 
     /// Calls the library's function.
     fn call(&self, flags: c_uint) -> c_int;
@@ -69,6 +73,8 @@ fn count(text: &str) -> Result<c_uint, String> {
 #[derive(Clone, PartialEq, Eq)]
 pub struct State {
     pub text: String,
+    /// The same for a program: numbers as the kernel has them.
+    pub values: Value,
     /// Whether that is what the request asks for.
     pub as_asked: bool,
 }

@@ -7,6 +7,7 @@ use std::{fmt, io, ptr, slice};
 use clap::Args;
 use libc::{c_int, c_uchar, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::{Value, json};
 use virt_internal::capi::process_set_affinity::{
     VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION, virInternalProcessSetAffinity,
     virInternalSetAffinityHandler, virInternalSetProcessSetAffinityHandler,
@@ -48,6 +49,10 @@ impl ProcessSetAffinity {
     }
 }
 
+fn values(cpus: &Cpus) -> Value {
+    json!({ "cpus": cpus.iter().collect::<Vec<_>>() })
+}
+
 unsafe extern "C-unwind" fn handler(
     pid: pid_t,
     tid: pid_t,
@@ -65,6 +70,10 @@ unsafe extern "C-unwind" fn handler(
 impl Request for ProcessSetAffinity {
     fn asked(&self) -> String {
         format!("CPUs {}", self.cpus)
+    }
+
+    fn asked_values(&self) -> Value {
+        values(&self.cpus)
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -118,6 +127,7 @@ impl Request for ProcessSetAffinity {
         let cpus = proc::cpus(self.pid, self.tid())?;
         Ok(State {
             text: format!("CPUs {cpus}"),
+            values: values(&cpus),
             // A cpuset may narrow it.
             as_asked: cpus.is_subset(&self.cpus),
         })

@@ -7,6 +7,7 @@ use std::{fmt, io, ptr};
 use clap::{Args, ValueEnum};
 use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::{Value, json};
 use virt_internal::capi::process_set_scheduler::{
     VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalProcessSetScheduler,
     virInternalSchedPolicy, virInternalSetProcessSetSchedulerHandler,
@@ -124,6 +125,10 @@ fn show(policy: c_int, priority: c_int) -> String {
     }
 }
 
+fn values(policy: c_int, priority: c_int) -> Value {
+    json!({ "policy": policy, "priority": priority })
+}
+
 unsafe extern "C-unwind" fn handler(
     pid: pid_t,
     tid: pid_t,
@@ -143,6 +148,13 @@ impl Request for ProcessSetScheduler {
     fn asked(&self) -> String {
         let policy = self.policy.in_kernel();
         policy.map_or("as it is".into(), |policy| show(policy, self.priority))
+    }
+
+    fn asked_values(&self) -> Value {
+        match self.policy.in_kernel() {
+            Some(policy) => values(policy, self.priority()),
+            None => json!({}),
+        }
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -191,6 +203,7 @@ impl Request for ProcessSetScheduler {
         let asked = self.policy.in_kernel();
         Ok(State {
             text: show(policy, priority),
+            values: values(policy, priority),
             as_asked: asked.is_none_or(|asked| asked == policy && self.priority() == priority),
         })
     }
