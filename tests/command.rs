@@ -2,14 +2,14 @@
 //! The virt-internal command, on real processes.
 #![cfg(feature = "command")]
 
-use std::io::Write;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::{fs, io};
 
 use libc::pid_t;
-use serde_json::Value;
+use serde_json::{Value, json};
 use virt_internal::operation::OPERATIONS;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_virt-internal");
@@ -46,6 +46,21 @@ impl Sleeper {
     fn start() -> Sleeper {
         let child = Command::new("cat").stdin(Stdio::piped()).spawn();
         Sleeper(child.expect("cat starts"))
+    }
+
+    /// With more than one thread.
+    fn with_threads() -> Sleeper {
+        let mut child = Command::new(COMMAND)
+            .arg("target")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a target starts");
+        let mut tids = String::new();
+        let stdout = child.stdout.as_mut().expect("a pipe");
+        let read = BufReader::new(stdout).read_line(&mut tids);
+        read.expect("a target names its threads");
+        Sleeper(child)
     }
 
     fn pid(&self) -> pid_t {
@@ -294,10 +309,7 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
         .map(|group| Path::new(group["group"].as_str().expect("a path")))
         .collect();
     if groups.is_empty() {
-        // Not by eprintln!(), which the harness keeps for itself.
-        let skip = "SKIP call_moves_threads_into_a_cgroup: no cgroup is mounted\n";
-        let _ = io::stderr().write_all(skip.as_bytes());
-        return;
+        return skip("call_moves_threads_into_a_cgroup", "no cgroup is mounted");
     }
     let move_to = |group: &Path| {
         let group = format!("--group={}", group.display());
@@ -316,7 +328,7 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
         assert_exit(&output, 0);
         let report = json(&output);
         assert_text(&report, "outcome", "done");
-        assert_text(&report, "kernel", &format!("1 of 1 in {name}"));
+        assert_text(&report, "kernel", "1 of 1 inside");
         let members = members.expect("a cgroup has cgroup.procs");
         assert_ne!(members, "", "nobody is in {}", made.display());
     } else {
@@ -326,6 +338,255 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
             let what = json(&output)["missing"]["what"].to_string();
             assert!(what.contains("write access to"), "{output:?}");
         }
+    }
+}
+
+/// A cgroup without processes, removed when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    /// Below this process's own, where that is possible.
+    fn create(versions: &[u64], name: &str) -> Option<Group> {
+        let host = json(&run(&["capabilities", "--json"]));
+        let groups = host["kernel"]["cgroups"].as_array().expect("a list");
+        let name = format!("virt-internal-{name}-{}", std::process::id());
+        groups
+            .iter()
+            .filter(|group| versions.iter().any(|version| group["version"] == *version))
+            .filter(|group| group["controllers"] != "cpuset")
+            .map(|group| Path::new(group["group"].as_str().expect("a path")).join(&name))
+            .find_map(|path| fs::create_dir(&path).is_ok().then_some(Group(path)))
+    }
+
+    fn below(&self, name: &str) -> Group {
+        let path = self.0.join(name);
+        fs::create_dir(&path).expect("a cgroup of one's own takes others");
+        Group(path)
+    }
+
+    fn option(&self) -> String {
+        format!("--group={}", self.0.display())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let removed = fs::remove_dir(&self.0);
+        if !std::thread::panicking() {
+            removed.expect("the cgroup can be removed");
+        }
+    }
+}
+
+/// Not by eprintln!(), which the harness keeps for itself. The name is not the
+/// function's, of which the harness says that it passed.
+fn skip(test: &str, why: &str) {
+    let _ = io::stderr().write_all(format!("SKIP {test}: {why}\n").as_bytes());
+}
+
+#[test]
+fn call_names_each_thread_that_was_not_moved() {
+    let Some(group) = Group::create(&[1, 2], "partly") else {
+        return skip("call_names_each_thread", "no cgroup can be made");
+    };
+    let gone = Sleeper::start().pid().to_string();
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid().to_string();
+    let expected = format!("virt-internal: thread {gone}: has exited (ESRCH)\n");
+    for (tids, outcome, done) in [
+        (&[&gone[..]][..], "failed", ""),
+        (&[&pid, &gone], "partly", "Partly done: "),
+    ] {
+        let call = [
+            "call",
+            "cgroup-add-threads",
+            "--pid",
+            &pid,
+            &group.option(),
+            "--tid",
+        ];
+        let call = [&call, tids].concat();
+        let output = run(&call);
+        assert_exit(&output, 1);
+        assert_eq!(str_of(&output.stderr), expected, "of {call:?}");
+        let text = stdout(&output);
+        assert!(
+            text.starts_with(done) && !text.starts_with("Done"),
+            "{text}"
+        );
+
+        let output = run(&[&call[..], &["--json"]].concat());
+        assert_exit(&output, 1);
+        let report = json(&output);
+        assert_text(&report, "outcome", outcome);
+        let threads = report["threads"].as_array().expect("a result per thread");
+        assert_eq!(threads.len(), tids.len(), "{report:#}");
+        for (thread, tid) in threads.iter().zip(tids) {
+            assert_eq!(thread["tid"].to_string(), **tid);
+            let errno = if *tid == gone {
+                "ESRCH".into()
+            } else {
+                Value::Null
+            };
+            assert_eq!(thread["errno"], errno, "{report:#}");
+        }
+    }
+    drop(sleeper);
+}
+
+#[test]
+fn call_says_how_a_cgroup_would_take_threads_of_another_domain() {
+    let Some(domain) = Group::create(&[2], "hints") else {
+        return skip("call_says_how_a_cgroup", "no cgroup v2 can be made");
+    };
+    let sleeper = Sleeper::with_threads();
+    let one = format!("--tid={}", sleeper.pid());
+    let hints = |group: &Group, which: &str| {
+        let output = sleeper.call("cgroup-add-threads", &[&group.option(), which]);
+        assert_exit(&output, 1);
+        let report = json(&output);
+        assert_text(&report["error"], "errno", "EOPNOTSUPP");
+        assert_eq!(report["threads"], Value::Null, "{report:#}");
+        report["missing"]["hints"].clone()
+    };
+    let make_threaded =
+        |group: &Group| format!("echo threaded > {}/cgroup.type", group.0.display());
+    let move_all = |group: &Group| {
+        format!(
+            "virt-internal call cgroup-add-threads --pid={} {} --role=vcpu --all-threads",
+            sleeper.pid(),
+            group.option()
+        )
+    };
+
+    let below = make_threaded(&domain) + ", if that is below the cgroup of the process";
+    assert_eq!(hints(&domain, &one), json!([below, move_all(&domain)]));
+
+    let (threaded, invalid) = (domain.below("threaded"), domain.below("invalid"));
+    fs::write(threaded.0.join("cgroup.type"), "threaded").expect("an empty group can be threaded");
+    assert_eq!(hints(&threaded, &one), json!([move_all(&threaded)]));
+    for which in [&one, "--all-threads"] {
+        assert_eq!(hints(&invalid, which), json!([make_threaded(&invalid)]));
+    }
+
+    // What it says works.
+    let command = move_all(&threaded);
+    assert_exit(&run(&command.split(' ').skip(1).collect::<Vec<_>>()), 0);
+    fs::write(invalid.0.join("cgroup.type"), "threaded").expect("the hint is right");
+    let output = sleeper.call("cgroup-add-threads", &[&invalid.option(), &one]);
+    assert_exit(&output, 0);
+    drop((sleeper, threaded, invalid));
+}
+
+#[test]
+fn call_notes_what_was_narrowed_or_ignored() {
+    let sleeper = Sleeper::start();
+    for (operation, arguments, expected) in [
+        (
+            "process-set-affinity",
+            &["--cpus=0-262143"][..],
+            "the kernel narrowed 0-262143 to ",
+        ),
+        (
+            "process-set-scheduler",
+            &["--policy=batch", "--priority=5"],
+            "the priority 5 is ignored",
+        ),
+    ] {
+        let output = sleeper.call(operation, arguments);
+        assert_exit(&output, 0);
+        let report = json(&output);
+        let note = report["note"].as_str().unwrap_or("");
+        assert!(note.starts_with(expected), "{report:#}");
+    }
+    let output = sleeper.call("process-set-scheduler", &["--policy=batch"]);
+    assert_eq!(json(&output)["note"], Value::Null);
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused_with_the_option_and_the_range() {
+    for (operation, option, value, range) in [
+        (
+            "process-set-max-files",
+            "--pid",
+            "foo",
+            "from 1 to 2147483647",
+        ),
+        (
+            "process-set-max-files",
+            "--pid",
+            "9999999999",
+            "from 1 to 2147483647",
+        ),
+        (
+            "process-set-max-files",
+            "--files",
+            "-1",
+            "from 0 to 4294967295",
+        ),
+        (
+            "process-set-max-processes",
+            "--processes",
+            "4294967296",
+            "from 0 to 4294967295",
+        ),
+        (
+            "process-set-scheduler",
+            "--priority",
+            "high",
+            "from 1 to 99",
+        ),
+        ("process-set-affinity", "--tid", "x", "from 1 to 2147483647"),
+        ("cgroup-add-threads", "--tid", "x", "from 1 to 2147483647"),
+    ] {
+        let output = run(&["call", operation, option, value]);
+        assert_exit(&output, 2);
+        let text = str_of(&output.stderr);
+        for expected in [option, value, range] {
+            assert!(text.contains(expected), "no '{expected}': {text}");
+        }
+    }
+}
+
+#[test]
+fn the_version_has_the_command_s_name() {
+    let expected = concat!("virt-internal ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(stdout(&run(&["--version"])), expected);
+}
+
+#[test]
+fn call_has_numbers_for_programs() {
+    let sleeper = Sleeper::start();
+    for (operation, argument, values) in [
+        (
+            "process-set-max-core-size",
+            "--bytes=4K",
+            json!({ "soft": 4096, "hard": 4096 }),
+        ),
+        (
+            "process-set-scheduler",
+            "--policy=batch",
+            json!({ "policy": libc::SCHED_BATCH, "priority": 0 }),
+        ),
+    ] {
+        let report = json(&sleeper.call(operation, &[argument]));
+        assert_eq!(report["asked_values"], values, "{report:#}");
+        assert_eq!(report["kernel_values"], values, "{report:#}");
+    }
+    let output = sleeper.call("process-set-affinity", &["--cpus=0-262143"]);
+    let cpus = json(&output)["kernel_values"]["cpus"].clone();
+    assert_ne!(cpus.as_array().map_or(0, Vec::len), 0, "{output:?}");
+}
+
+#[test]
+fn help_has_the_exit_codes() {
+    for arguments in [
+        &["--help"][..],
+        &["call", "--help"],
+        &["call", "cgroup-add-threads", "--help"],
+    ] {
+        let output = run(arguments);
+        assert!(stdout(&output).contains("Exit codes: 0 done"), "{output:?}");
     }
 }
 
@@ -391,6 +652,50 @@ fn call_reports_errors_by_name() {
         assert_text(&json(&output)["error"], "code", code);
         assert_eq!(json(&output)["kernel"], Value::Null);
     }
+}
+
+#[test]
+fn a_full_disk_is_reported_and_no_panic() {
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid().to_string();
+    let call = ["call", "process-set-max-core-size", "--bytes=0", "--pid"];
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["demo"],
+        &["demo", "--json"],
+        &["capabilities"],
+        &["capabilities", "--json"],
+        &["capabilities", "--xml"],
+        &[&call[..], &[&pid]].concat(),
+        &[&call[..], &[&pid, "--json"]].concat(),
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let output = Command::new(COMMAND)
+            .args(arguments)
+            .stdout(full.expect("there is a /dev/full"))
+            .output()
+            .expect("the command starts");
+        assert_exit(&output, 1);
+        assert_eq!(
+            str_of(&output.stderr),
+            "virt-internal: cannot write: No space left on device\n",
+            "of {arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_the_command_quietly() {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(COMMAND)
+        .args(["capabilities", "--json"])
+        .stdout(writer)
+        .output()
+        .expect("the command starts");
+    assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{output:?}");
+    assert_eq!(str_of(&output.stderr), "");
 }
 
 #[test]

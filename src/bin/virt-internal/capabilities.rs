@@ -57,14 +57,14 @@ impl Capabilities {
             host: Host::probe()?,
             operations: operations().iter().map(try_out).collect::<Result<_, _>>()?,
         };
-        if self.json {
-            println!("{:#}", report.to_json());
+        let text = if self.json {
+            format!("{:#}\n", report.to_json())
         } else if self.xml {
-            report.to_xml().print();
+            report.to_xml().to_text(0)
         } else {
-            report.print();
-        }
-        Ok(ExitCode::SUCCESS)
+            report.to_text()
+        };
+        Ok((text, ExitCode::SUCCESS))
     }
 }
 
@@ -179,14 +179,11 @@ fn object(entries: impl Iterator<Item = (impl ToString, bool)>) -> Value {
 }
 
 impl Report {
-    fn print(&self) {
+    fn to_text(&self) -> String {
         let host = &self.host;
-        println!("{}", host.summary());
         let features = host
             .features
             .map(|(name, has)| format!("{name}: {}", yes_or_no(has)));
-        println!("{}", features.join(", "));
-        println!("cgroups: {}\n", self.hierarchies());
         let mut table = Table::new(&[
             "OPERATION",
             "VERSION",
@@ -212,8 +209,13 @@ impl Report {
                 ]);
             }
         }
-        table.print();
-        self.print_hints();
+        format!(
+            "{}\n{}\ncgroups: {}\n\n{table}{}",
+            host.summary(),
+            features.join(", "),
+            self.hierarchies(),
+            self.hints()
+        )
     }
 
     fn hierarchies(&self) -> String {
@@ -232,21 +234,20 @@ impl Report {
         }
     }
 
-    fn print_hints(&self) {
+    fn hints(&self) -> String {
         let needs = self.needs();
         if needs.is_empty() {
-            return;
+            return String::new();
         }
-        println!(
-            "\n{}",
-            paint(Tone::Heading, "WHAT IS MISSING, AND HOW TO GET IT")
-        );
+        let heading = paint(Tone::Heading, "WHAT IS MISSING, AND HOW TO GET IT");
+        let mut text = format!("\n{heading}\n");
         for missing in needs {
-            println!("{}", paint(Tone::Missing, &missing.what));
+            text += &format!("{}\n", paint(Tone::Missing, &missing.what));
             for hint in missing.hints {
-                println!("  {hint}");
+                text += &format!("  {hint}\n");
             }
         }
+        text
     }
 
     /// What is missing, each thing once.

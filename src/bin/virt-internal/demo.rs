@@ -82,6 +82,7 @@ struct Row {
 struct Played {
     request: String,
     asked: String,
+    asked_values: Value,
     way: Way,
     outcome: Outcome,
     missing: Option<Missing>,
@@ -103,14 +104,15 @@ impl Demo {
         let wrong = rows
             .iter()
             .any(|row| matches!(&row.result, Ok(played) if played.wrong.is_some()));
-        match self.json {
-            true => print_json(&rows, wrong),
-            false => print_table(&host, &rows, wrong),
-        }
-        Ok(match wrong {
+        let text = match self.json {
+            true => format!("{:#}\n", to_json(&rows, wrong)),
+            false => to_text(&host, &rows, wrong),
+        };
+        let exit_code = match wrong {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
-        })
+        };
+        Ok((text, exit_code))
     }
 }
 
@@ -169,6 +171,7 @@ fn call(way: Way, request: &dyn Request) -> io::Result<Played> {
     Ok(Played {
         request: request.to_string(),
         asked: request.asked(),
+        asked_values: request.asked_values(),
         way,
         missing: match (way, &outcome) {
             (Way::Handler(Behaviour::Fails(_) | Behaviour::Lies), _) => None,
@@ -283,20 +286,11 @@ impl Played {
     }
 }
 
-fn print_table(host: &Host, rows: &[Row], wrong: bool) {
-    println!("{}\n", host.summary());
+fn to_text(host: &Host, rows: &[Row], wrong: bool) -> String {
     let mut table = Table::new(&["OPERATION", "ASKED", "WAY", "RESULT", "THE KERNEL SAYS"]);
-    let mut last = None;
     for row in rows {
-        // An operation is named where it begins.
-        let name = short_name(row.operation);
-        let name = match last.replace((name, row.label)) {
-            Some(last) if last == (name, row.label) => String::new(),
-            Some((last, _)) if last == name => format!("  {}", row.label),
-            _ if row.label.is_empty() => name.to_owned(),
-            _ => format!("{name} {}", row.label),
-        };
-        let name = (Tone::Heading, name);
+        let name = format!("{} {}", short_name(row.operation), row.label);
+        let name = (Tone::Heading, name.trim_end().to_owned());
         table.add(match &row.result {
             Ok(played) => vec![
                 name,
@@ -311,13 +305,10 @@ fn print_table(host: &Host, rows: &[Row], wrong: bool) {
             ],
         });
     }
-    table.print();
-    println!();
+    let mut text = format!("{}\n\n{table}\n", host.summary());
     if wrong {
-        println!(
-            "{}",
-            paint(Tone::Wrong, "This contradicts what the library promises:")
-        );
+        let heading = "This contradicts what the library promises:";
+        text += &format!("{}\n", paint(Tone::Wrong, heading));
         for row in rows {
             let Ok(Played {
                 asked,
@@ -328,18 +319,19 @@ fn print_table(host: &Host, rows: &[Row], wrong: bool) {
             else {
                 continue;
             };
-            println!(
-                "  {} ({asked}, {}): {wrong}",
+            text += &format!(
+                "  {} ({asked}, {}): {wrong}\n",
                 row.operation.name,
                 way.describe()
             );
         }
     } else {
-        println!("All as promised. How to get what is missing: virt-internal capabilities");
+        text += "All as promised. How to get what is missing: virt-internal capabilities\n";
     }
+    text
 }
 
-fn print_json(rows: &[Row], wrong: bool) {
+fn to_json(rows: &[Row], wrong: bool) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| match &row.result {
@@ -352,8 +344,11 @@ fn print_json(rows: &[Row], wrong: bool) {
                 "outcome": played.outcome.name(),
                 "error": played.outcome.failure().map(Failure::to_json),
                 "missing": played.missing.as_ref().map(Missing::to_json),
+                "asked_values": played.asked_values,
                 "before": played.before.text,
+                "before_values": played.before.values,
                 "kernel": played.after.text,
+                "kernel_values": played.after.values,
                 "wrong": played.wrong,
             }),
             Err(missing) => json!({
@@ -364,5 +359,5 @@ fn print_json(rows: &[Row], wrong: bool) {
             }),
         })
         .collect();
-    println!("{:#}", json!({ "as_promised": !wrong, "rows": rows }));
+    json!({ "as_promised": !wrong, "rows": rows })
 }

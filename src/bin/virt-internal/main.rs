@@ -21,13 +21,19 @@ mod table;
 mod target;
 mod xml;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nix::errno::Errno;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed, or done in part, or (demo) not as promised; 2
+wrong usage";
 
 /// libvirt-internal: delegation of libvirt's privileged operations
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "virt-internal", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,21 +48,54 @@ enum Command {
     Target(target::Arguments),
 }
 
-/// What a subcommand returns: the command's exit code.
-type Result = std::result::Result<ExitCode, Box<dyn std::error::Error>>;
+/// What a subcommand returns: its text for standard output, and the command's
+/// exit code.
+type Result = std::result::Result<(String, ExitCode), Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     // As C programs do: `virt-internal demo | head` ends quietly.
     // SAFETY: no handler is set, a default is restored.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and versions are such errors too.
+        Err(error) => return written(error.print(), ExitCode::from(error.exit_code() as u8)),
+    };
+    let result = match cli.command {
         Command::Demo(demo) => demo.run(),
         Command::Capabilities(capabilities) => capabilities.run(),
         Command::Call(call) => call.run(),
         Command::Target(target) => target.run(),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("virt-internal: {error}");
-        ExitCode::FAILURE
-    })
+    match result {
+        Ok((text, exit_code)) => written(write(&text), exit_code),
+        Err(error) => {
+            complain(&format!("virt-internal: {error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// The exit code of a command whose text could be written, or could not.
+fn written(result: io::Result<()>, exit_code: ExitCode) -> ExitCode {
+    let Err(error) = result else {
+        return exit_code;
+    };
+    let why = match error.raw_os_error() {
+        Some(errnum) => Errno::from_raw(errnum).desc().to_owned(),
+        None => error.to_string(),
+    };
+    complain(&format!("virt-internal: cannot write: {why}\n"));
+    ExitCode::FAILURE
+}
+
+/// Writes to standard error. Where that fails, nobody can be told.
+fn complain(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Sizes in bytes as people write and read them.
 
+use serde_json::Value;
+
 const UNITS: [(&str, u64); 4] = [
     ("T", 1 << 40),
     ("G", 1 << 30),
@@ -24,7 +26,10 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(factor))
-        .ok_or_else(|| "expected a number of bytes such as 4096, 64K, 64M, 1G, or unlimited".into())
+        .ok_or_else(|| {
+            let most = UNLIMITED - 1;
+            format!("expected 0 to {most} bytes such as 4096, 64K, 64M, 1G, or unlimited")
+        })
 }
 
 /// A number, or "unlimited".
@@ -35,13 +40,22 @@ pub fn number(number: u64) -> String {
     }
 }
 
+/// The same for a program.
+pub fn value(number: u64) -> Value {
+    match number {
+        UNLIMITED => "unlimited".into(),
+        number => number.into(),
+    }
+}
+
 /// In the largest unit that needs no fraction: "64 KiB".
 pub fn bytes(bytes: u64) -> String {
     match UNITS
         .iter()
-        .find(|(_, factor)| bytes != 0 && bytes % factor == 0)
+        .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor))
     {
         _ if bytes == UNLIMITED => "unlimited".into(),
+        _ if bytes == 1 => "1 byte".into(),
         Some((unit, factor)) => format!("{} {unit}iB", bytes / factor),
         None => format!("{bytes} bytes"),
     }
@@ -65,6 +79,7 @@ mod tests {
     #[test]
     fn a_size_is_shown_without_a_fraction() {
         assert_eq!(bytes(0), "0 bytes");
+        assert_eq!(bytes(1), "1 byte");
         assert_eq!(bytes(64 << 20), "64 MiB");
         assert_eq!(bytes(1025), "1025 bytes");
         assert_eq!(bytes(UNLIMITED), "unlimited");

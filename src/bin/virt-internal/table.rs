@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Tables of text, with colours where a terminal shows them.
 
+use std::fmt;
 use std::io::IsTerminal;
 
 /// How a text is meant.
@@ -55,8 +56,10 @@ impl Table {
     pub fn add(&mut self, line: Line) {
         self.lines.push(line);
     }
+}
 
-    pub fn print(&self) {
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = self.columns - 1;
         let width = |column: usize| {
             self.lines
@@ -77,7 +80,8 @@ impl Table {
                 text += &paint(*tone, cell);
                 text += &" ".repeat(padding);
             }
-            println!("{}", text.trim_end());
+            writeln!(f, "{}", text.trim_end())?;
         }
+        Ok(())
     }
 }

@@ -88,8 +88,8 @@ pub struct Arguments {
 impl Arguments {
     pub fn run(&self) -> crate::Result {
         if let Some(Err(error)) = self.uid.map(become_user) {
-            println!("cannot become another user: {}", error.desc());
-            return Ok(ExitCode::FAILURE);
+            let why = format!("cannot become another user: {}\n", error.desc());
+            return Ok((why, ExitCode::FAILURE));
         }
         let (send, receive) = mpsc::channel();
         for _ in 0..THREADS {
@@ -104,10 +104,9 @@ impl Arguments {
         let mut tids = vec![gettid()];
         tids.extend(receive.iter().take(THREADS));
         let tids: Vec<String> = tids.iter().map(pid_t::to_string).collect();
-        println!("{}", tids.join(" "));
-        io::stdout().flush()?;
+        writeln!(io::stdout(), "{}", tids.join(" "))?;
         io::stdin().read_to_end(&mut Vec::new())?;
-        Ok(ExitCode::SUCCESS)
+        Ok((String::new(), ExitCode::SUCCESS))
     }
 }
 

@@ -34,11 +34,8 @@ impl Element {
         self
     }
 
-    pub fn print(&self) {
-        print!("{}", self.to_text(0));
-    }
-
-    fn to_text(&self, level: usize) -> String {
+    /// The element, so many levels deep.
+    pub fn to_text(&self, level: usize) -> String {
         let (indent, name) = ("  ".repeat(level), self.name);
         let mut text = format!("{indent}<{name}");
         for (name, value) in &self.attributes {

@@ -2,6 +2,7 @@
 //! Moves threads of a process into a cgroup.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ffi::{CStr, CString, OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::{fmt, fs, io, ptr, slice};
 use clap::{Args, ValueEnum};
 use libc::{c_char, c_int, c_uchar, c_uint, pid_t, size_t};
 use nix::errno::Errno;
+use serde_json::{Value, json};
 use virt_internal::capi::cgroup_add_threads::{
     VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, virInternalCgroupAddThreads,
     virInternalCgroupAddThreadsHandler, virInternalSetCgroupAddThreadsHandler,
@@ -28,7 +30,7 @@ use crate::target::{Target, User};
 #[derive(Args)]
 pub struct CgroupAddThreads {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// The cgroup's directory
     #[arg(long)]
@@ -37,11 +39,20 @@ pub struct CgroupAddThreads {
     #[arg(long, default_value = "vcpu")]
     role: Role,
     /// A thread; more may follow
-    #[arg(long = "tid", required_unless_present = "all_threads", num_args = 1..)]
+    #[arg(
+        long = "tid",
+        required_unless_present = "all_threads",
+        num_args = 1..,
+        allow_negative_numbers = true,
+        value_parser = super::id
+    )]
     tids: Vec<pid_t>,
     /// All threads of the process
     #[arg(long, conflicts_with = "tids")]
     all_threads: bool,
+    /// What the last call made of each thread: 0 or -errno.
+    #[arg(skip)]
+    results: RefCell<Vec<(pid_t, c_int)>>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -64,6 +75,15 @@ impl Role {
         role as c_int
     }
 
+    fn words(self) -> &'static str {
+        match self {
+            Role::Vcpu => "vCPU",
+            Role::Emulator => "emulator",
+            Role::Iothread => "IOThread",
+            Role::Helper => "helper",
+        }
+    }
+
     fn of_number(number: c_int) -> Option<Role> {
         let mut roles = Role::value_variants().iter().copied();
         roles.find(|role| role.number() == number)
@@ -81,6 +101,44 @@ impl CgroupAddThreads {
 
     fn name(&self) -> Cow<'_, str> {
         self.group.file_name().unwrap_or(self.group.as_os_str()).to_string_lossy()
+    }
+
+    fn role_option(&self) -> String {
+        let role = self.role.to_possible_value();
+        role.map_or(String::new(), |role| role.get_name().to_owned())
+    }
+
+    /// What it takes where the group takes no thread from the process's domain.
+    fn missing_domain(&self) -> Missing {
+        let file = self.group.join("cgroup.type");
+        let kind = proc::read(&file.to_string_lossy()).unwrap_or_default();
+        let (kind, file) = (kind.trim(), file.display());
+        // Such a group takes no processes either.
+        if kind == "domain invalid" {
+            return Missing::new(Kind::Cgroup, "a threaded cgroup: this one is domain invalid")
+                .hint(format!("echo threaded > {file}"));
+        }
+        let mut missing = Missing::new(
+            Kind::Cgroup,
+            match self.all_threads {
+                true => "a threaded cgroup in the domain of the process",
+                false => "a threaded cgroup in the domain of the process, or all its threads",
+            },
+        );
+        if kind != "threaded" {
+            missing = missing.hint(format!(
+                "echo threaded > {file}, if that is below the cgroup of the process"
+            ));
+        }
+        if !self.all_threads {
+            missing = missing.hint(format!(
+                "virt-internal call cgroup-add-threads --pid={} --group={} --role={} --all-threads",
+                self.pid,
+                self.group.display(),
+                self.role_option()
+            ));
+        }
+        missing
     }
 
     fn file(&self) -> PathBuf {
@@ -116,6 +174,7 @@ unsafe extern "C-unwind" fn handler(
         role,
         tids: tids.to_vec(),
         all_threads: false,
+        results: RefCell::default(),
     };
     // SAFETY: set with a script, by `set_handler`.
     unsafe { Script::of(opaque) }.answer(&request)
@@ -126,12 +185,17 @@ impl Request for CgroupAddThreads {
         format!("{} into {}", self.tids().len(), self.name())
     }
 
+    fn asked_values(&self) -> Value {
+        json!({ "tids": self.tids(), "group": self.group })
+    }
+
     fn call(&self, flags: c_uint) -> c_int {
         let tids = self.tids();
         // An argument of a program has no NUL.
         let group = CString::new(self.group.as_os_str().as_bytes()).unwrap_or_default();
-        // SAFETY: the list is as long as it says; what is NULL may be.
-        unsafe {
+        let mut results = vec![0; tids.len()];
+        // SAFETY: both lists are as long as it says; what is NULL may be.
+        let returned = unsafe {
             virInternalCgroupAddThreads(
                 ptr::null_mut(),
                 self.pid,
@@ -142,10 +206,21 @@ impl Request for CgroupAddThreads {
                 tids.len(),
                 ptr::null(),
                 0,
-                ptr::null_mut(),
+                results.as_mut_ptr(),
                 flags,
             )
-        }
+        };
+        *self.results.borrow_mut() = tids.into_iter().zip(results).collect();
+        returned
+    }
+
+    fn threads(&self) -> Vec<(pid_t, Result<(), Errno>)> {
+        let results = self.results.borrow();
+        let result = |result: c_int| match result {
+            0 => Ok(()),
+            result => Err(Errno::from_raw(-result)),
+        };
+        results.iter().map(|(tid, number)| (*tid, result(*number))).collect()
     }
 
     unsafe fn set_handler(&self, script: Option<&Script>) -> c_int {
@@ -176,10 +251,11 @@ impl Request for CgroupAddThreads {
         let members = proc::read(&file.to_string_lossy())?;
         let is_in = |tid: &&pid_t| members.lines().any(|member| member == tid.to_string());
         let tids = self.tids();
-        let inside = tids.iter().filter(is_in).count();
+        let inside: Vec<_> = tids.iter().filter(is_in).collect();
         Ok(State {
-            text: format!("{inside} of {} in {}", tids.len(), self.name()),
-            as_asked: inside == tids.len(),
+            text: format!("{} of {} inside", inside.len(), tids.len()),
+            values: json!({ "tids": inside, "group": self.group }),
+            as_asked: inside.len() == tids.len(),
         })
     }
 
@@ -189,11 +265,7 @@ impl Request for CgroupAddThreads {
             Errno::EACCES | Errno::EPERM | Errno::EROFS => {
                 Some(cgroup::not_writable(&self.file(), &errnum.into()))
             }
-            Errno::EOPNOTSUPP => Some(
-                missing(Kind::Cgroup, "a threaded cgroup, or all threads of the process")
-                    .hint("echo threaded > cgroup.type, in the domain of the process")
-                    .hint("virt-internal call cgroup-add-threads --all-threads"),
-            ),
+            Errno::EOPNOTSUPP => Some(self.missing_domain()),
             Errno::ENOENT => Some(missing(Kind::Argument, "a cgroup that exists")),
             _ => None,
         }
@@ -216,6 +288,7 @@ fn stage<R>(
                 role,
                 tids: threads.iter().map(|thread| target.tids[*thread]).collect(),
                 all_threads: false,
+                results: RefCell::default(),
             })
         };
         Ok(requests(&request))
@@ -254,14 +327,10 @@ impl Operation for CgroupAddThreads {
 
 impl fmt::Display for CgroupAddThreads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let role = self.role.to_possible_value();
-        write!(
-            f,
-            "move {} {} threads of process {} to {}",
-            self.tids().len(),
-            role.as_ref().map_or("", |role| role.get_name()),
-            self.pid,
-            self.group.display()
-        )
+        let (role, pid, group) = (self.role.words(), self.pid, self.group.display());
+        match self.tids().len() {
+            1 => write!(f, "move 1 {role} thread of process {pid} to {group}"),
+            count => write!(f, "move {count} {role} threads of process {pid} to {group}"),
+        }
     }
 }

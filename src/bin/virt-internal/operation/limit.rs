@@ -6,11 +6,12 @@ use std::ptr;
 
 use libc::pid_t;
 use nix::errno::Errno;
+use serde_json::{Value, json};
 
 use super::{Request, Requests, Scene, Stage, State, Trial};
 use crate::privilege::{Kind, Missing, SYS_RESOURCE};
 use crate::proc::{self, Limit};
-use crate::size::UNLIMITED;
+use crate::size::{self, UNLIMITED};
 use crate::target::User;
 
 /// A limit that an operation sets.
@@ -51,6 +52,7 @@ impl Resource {
         };
         Ok(State {
             text,
+            values: json!({ "soft": size::value(limit.soft), "hard": size::value(limit.hard) }),
             as_asked: as_asked(limit),
         })
     }
@@ -117,6 +119,11 @@ impl Resource {
             trial("lower", User::Other, lower(User::Other)),
         ]
     }
+}
+
+/// A limit that is asked for, soft and hard.
+pub fn asked(value: u64) -> Value {
+    json!({ "soft": size::value(value), "hard": size::value(value) })
 }
 
 /// libvirt's figure for unlimited memory, and whatever is more.

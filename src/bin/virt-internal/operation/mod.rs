@@ -7,8 +7,9 @@ mod limit;
 use std::fmt;
 use std::io;
 
-use libc::{c_int, c_uint};
+use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::Value;
 use virt_internal::Kind;
 use virt_internal::capi::types::virInternalOperation;
 
@@ -23,8 +24,16 @@ pub trait Request: fmt::Display {
     /// What is asked for, for a table.
     fn asked(&self) -> String;
 
+    /// The same for a program: values as in State, where they are asked for.
+    fn asked_values(&self) -> Value;
+
     /// Calls the library's function.
     fn call(&self, flags: c_uint) -> c_int;
+
+    /// What the last call says of each thread, if it is about several.
+    fn threads(&self) -> Vec<(pid_t, Result<(), Errno>)> {
+        Vec::new()
+    }
 
     /// Sets the operation's handler for every connection, or unsets it.
     ///
@@ -38,15 +47,34 @@ pub trait Request: fmt::Display {
     /// What the kernel says, found out without the library.
     fn state(&self) -> io::Result<State>;
 
+    /// What else is to be said of it, once it is done.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
     /// What is missing where the kernel refused it with `errnum`, as far as
     /// that can be told.
     fn missing(&self, errnum: Errno) -> Option<Missing>;
+}
+
+/// Reads the id of a process or thread. Whether there can be such an id is for
+/// the library to say.
+fn id(text: &str) -> Result<pid_t, String> {
+    let expected = format!("expected a number from 1 to {}", pid_t::MAX);
+    text.parse().map_err(|_| expected)
+}
+
+fn count(text: &str) -> Result<c_uint, String> {
+    let expected = format!("expected a number from 0 to {}", c_uint::MAX);
+    text.parse().map_err(|_| expected)
 }
 
 /// What the kernel has.
 #[derive(Clone, PartialEq, Eq)]
 pub struct State {
     pub text: String,
+    /// The same for a program: numbers as the kernel has them.
+    pub values: Value,
     /// Whether that is what the request asks for.
     pub as_asked: bool,
 }
@@ -153,7 +181,10 @@ macro_rules! operations {
         /// An operation with its arguments, from the command line.
         #[derive(clap::Subcommand)]
         pub enum Arguments {
-            $($operation($file::$operation)),+
+            $(
+                #[command(after_help = crate::call::EXIT_CODES)]
+                $operation($file::$operation)
+            ),+
         }
 
         impl Arguments {

@@ -7,6 +7,7 @@ use std::{fmt, io, ptr, slice};
 use clap::Args;
 use libc::{c_int, c_uchar, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::{Value, json};
 use virt_internal::capi::process_set_affinity::{
     VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION, virInternalProcessSetAffinity,
     virInternalSetAffinityHandler, virInternalSetProcessSetAffinityHandler,
@@ -24,10 +25,10 @@ use crate::target::{Target, User};
 #[derive(Args)]
 pub struct ProcessSetAffinity {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// One of its threads [default: its first]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     tid: Option<pid_t>,
     /// Which: 0-3,5
     #[arg(long)]
@@ -48,6 +49,10 @@ impl ProcessSetAffinity {
     }
 }
 
+fn values(cpus: &Cpus) -> Value {
+    json!({ "cpus": cpus.iter().collect::<Vec<_>>() })
+}
+
 unsafe extern "C-unwind" fn handler(
     pid: pid_t,
     tid: pid_t,
@@ -65,6 +70,10 @@ unsafe extern "C-unwind" fn handler(
 impl Request for ProcessSetAffinity {
     fn asked(&self) -> String {
         format!("CPUs {}", self.cpus)
+    }
+
+    fn asked_values(&self) -> Value {
+        values(&self.cpus)
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -118,8 +127,20 @@ impl Request for ProcessSetAffinity {
         let cpus = proc::cpus(self.pid, self.tid())?;
         Ok(State {
             text: format!("CPUs {cpus}"),
+            values: values(&cpus),
             // A cpuset may narrow it.
             as_asked: cpus.is_subset(&self.cpus),
+        })
+    }
+
+    fn note(&self) -> Option<String> {
+        let cpus = proc::cpus(self.pid, self.tid()).ok()?;
+        let is_narrowed = cpus != self.cpus && cpus.is_subset(&self.cpus);
+        is_narrowed.then(|| {
+            format!(
+                "the kernel narrowed {} to {cpus}: the other CPUs are not there, or not in the cpuset",
+                self.cpus
+            )
         })
     }
 

@@ -7,13 +7,14 @@ use std::{fmt, io, ptr};
 use clap::Args;
 use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::Value;
 use virt_internal::capi::process_set_max_files::{
     VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalProcessSetMaxFiles,
     virInternalSetMaxFilesHandler, virInternalSetProcessSetMaxFilesHandler,
 };
 use virt_internal::capi::types::virInternalOperation;
 
-use super::limit::Resource;
+use super::limit::{self, Resource};
 use super::{Operation, Request, Scene, State, Trial};
 use crate::library::Script;
 use crate::privilege::Missing;
@@ -31,10 +32,10 @@ static RESOURCE: Resource = Resource {
 #[derive(Args)]
 pub struct ProcessSetMaxFiles {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// How many; one more is set, as libvirt does
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::count)]
     files: c_uint,
 }
 
@@ -52,6 +53,10 @@ unsafe extern "C-unwind" fn handler(pid: pid_t, files: c_uint, opaque: *mut c_vo
 impl Request for ProcessSetMaxFiles {
     fn asked(&self) -> String {
         self.files.to_string()
+    }
+
+    fn asked_values(&self) -> Value {
+        limit::asked(u64::from(self.files) + 1)
     }
 
     fn call(&self, flags: c_uint) -> c_int {

@@ -7,13 +7,14 @@ use std::{fmt, io, ptr};
 use clap::Args;
 use libc::{c_int, c_uint, c_ulonglong, pid_t};
 use nix::errno::Errno;
+use serde_json::Value;
 use virt_internal::capi::process_set_max_mem_lock::{
     VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION, virInternalProcessSetMaxMemLock,
     virInternalSetMaxMemLockHandler, virInternalSetProcessSetMaxMemLockHandler,
 };
 use virt_internal::capi::types::virInternalOperation;
 
-use super::limit::{Resource, memory};
+use super::limit::{self, Resource, memory};
 use super::{Operation, Request, Scene, State, Trial};
 use crate::library::Script;
 use crate::privilege::Missing;
@@ -31,7 +32,7 @@ static RESOURCE: Resource = Resource {
 #[derive(Args)]
 pub struct ProcessSetMaxMemLock {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// How much: 4096, 64K, 64M, 1G, unlimited
     #[arg(long, value_parser = size::parse)]
@@ -46,6 +47,10 @@ unsafe extern "C-unwind" fn handler(pid: pid_t, bytes: c_ulonglong, opaque: *mut
 impl Request for ProcessSetMaxMemLock {
     fn asked(&self) -> String {
         size::bytes(memory(self.bytes))
+    }
+
+    fn asked_values(&self) -> Value {
+        limit::asked(memory(self.bytes))
     }
 
     fn call(&self, flags: c_uint) -> c_int {

@@ -7,13 +7,14 @@ use std::{fmt, io, ptr};
 use clap::Args;
 use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::Value;
 use virt_internal::capi::process_set_max_processes::{
     VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION, virInternalProcessSetMaxProcesses,
     virInternalSetMaxProcessesHandler, virInternalSetProcessSetMaxProcessesHandler,
 };
 use virt_internal::capi::types::virInternalOperation;
 
-use super::limit::Resource;
+use super::limit::{self, Resource};
 use super::{Operation, Request, Scene, State, Trial};
 use crate::library::Script;
 use crate::privilege::Missing;
@@ -31,10 +32,10 @@ static RESOURCE: Resource = Resource {
 #[derive(Args)]
 pub struct ProcessSetMaxProcesses {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// How many
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::count)]
     processes: c_uint,
 }
 
@@ -52,6 +53,10 @@ unsafe extern "C-unwind" fn handler(pid: pid_t, processes: c_uint, opaque: *mut 
 impl Request for ProcessSetMaxProcesses {
     fn asked(&self) -> String {
         self.processes.to_string()
+    }
+
+    fn asked_values(&self) -> Value {
+        limit::asked(u64::from(self.processes))
     }
 
     fn call(&self, flags: c_uint) -> c_int {

@@ -7,6 +7,7 @@ use std::{fmt, io, ptr};
 use clap::{Args, ValueEnum};
 use libc::{c_int, c_uint, pid_t};
 use nix::errno::Errno;
+use serde_json::{Value, json};
 use virt_internal::capi::process_set_scheduler::{
     VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalProcessSetScheduler,
     virInternalSchedPolicy, virInternalSetProcessSetSchedulerHandler,
@@ -25,17 +26,22 @@ use crate::target::User;
 #[derive(Args)]
 pub struct ProcessSetScheduler {
     /// The process
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     pid: pid_t,
     /// One of its threads [default: its first]
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::id)]
     tid: Option<pid_t>,
     /// By libvirt's names; none leaves it as it is
     #[arg(long)]
     policy: Policy,
     /// 1 to 99 for fifo and rr
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = priority)]
     priority: c_int,
+}
+
+/// The range is for the library to check.
+fn priority(text: &str) -> Result<c_int, String> {
+    text.parse().map_err(|_| "expected a number, from 1 to 99 for fifo and rr".into())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -119,6 +125,10 @@ fn show(policy: c_int, priority: c_int) -> String {
     }
 }
 
+fn values(policy: c_int, priority: c_int) -> Value {
+    json!({ "policy": policy, "priority": priority })
+}
+
 unsafe extern "C-unwind" fn handler(
     pid: pid_t,
     tid: pid_t,
@@ -138,6 +148,13 @@ impl Request for ProcessSetScheduler {
     fn asked(&self) -> String {
         let policy = self.policy.in_kernel();
         policy.map_or("as it is".into(), |policy| show(policy, self.priority))
+    }
+
+    fn asked_values(&self) -> Value {
+        match self.policy.in_kernel() {
+            Some(policy) => values(policy, self.priority()),
+            None => json!({}),
+        }
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -186,8 +203,14 @@ impl Request for ProcessSetScheduler {
         let asked = self.policy.in_kernel();
         Ok(State {
             text: show(policy, priority),
+            values: values(policy, priority),
             as_asked: asked.is_none_or(|asked| asked == policy && self.priority() == priority),
         })
+    }
+
+    fn note(&self) -> Option<String> {
+        let is_ignored = self.priority != 0 && !self.policy.is_realtime();
+        is_ignored.then(|| format!("the priority {} is ignored: only fifo and rr take one", self.priority))
     }
 
     fn missing(&self, errnum: Errno) -> Option<Missing> {
@@ -260,6 +283,9 @@ impl Operation for ProcessSetScheduler {
 impl fmt::Display for ProcessSetScheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (pid, tid, asked) = (self.pid, self.tid(), self.asked());
-        write!(f, "set the scheduler of thread {tid} of process {pid} to {asked}")
+        match self.policy {
+            Policy::None => write!(f, "leave the scheduler of thread {tid} of process {pid} as it is"),
+            _ => write!(f, "set the scheduler of thread {tid} of process {pid} to {asked}"),
+        }
     }
 }
