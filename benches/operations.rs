@@ -40,10 +40,8 @@ fn set(handler: virInternalSetMaxCoreSizeHandler) {
 
 fn set_core_size(pid: libc::pid_t) {
     // SAFETY: numbers only.
-    assert_eq!(
-        unsafe { virInternalProcessSetMaxCoreSize(EVERY_CONNECTION, pid, 0, 0) },
-        0
-    );
+    let result = unsafe { virInternalProcessSetMaxCoreSize(EVERY_CONNECTION, pid, 0, 0) };
+    assert_eq!(result, 0);
 }
 
 fn operations(criterion: &mut Criterion) {
