@@ -22,7 +22,10 @@ impl Errno {
         EREMOTEIO ESRCH
     }
 
-    /// What the last system call left in errno.
+    /// What the last system call left in errno. Cold, so that the way of a
+    /// call that succeeds is laid out straight.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn last() -> Errno {
         // SAFETY: errno of this thread.
         Errno(unsafe { *libc::__errno_location() })

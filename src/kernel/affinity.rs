@@ -105,13 +105,11 @@ fn in_kernel(index: usize) -> usize {
 /// Sets the CPUs of a thread.
 #[inline(always)]
 pub(crate) fn set(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<(), Errno> {
-    if cfg!(target_endian = "little") {
-        match set_mask(tid, map.0) {
-            Err(Errno::EINVAL) => {}
-            done => return done,
-        }
+    match cfg!(target_endian = "little").then(|| set_mask(tid, map.0)) {
+        Some(Ok(())) => Ok(()),
+        Some(Err(errnum)) if errnum != Errno::EINVAL => Err(errnum),
+        _ => set_widened(tid, map),
     }
-    set_widened(tid, map)
 }
 
 #[inline(always)]

@@ -115,15 +115,12 @@ impl Task {
     /// for itself is there: neither is asked of the kernel.
     #[inline(always)]
     pub(crate) fn required_around(self, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        let is_certain = self.tid == self.pid.0 || thread::is_own(self.pid.0, self.tid);
-        if !is_certain {
-            self.require()?;
+        if self.tid == self.pid.0 || thread::is_own(self.pid.0, self.tid) {
+            return act();
         }
+        self.require()?;
         act()?;
-        match is_certain {
-            true => Ok(()),
-            false => self.require_still(),
-        }
+        self.require_still()
     }
 
     /// Fails unless the thread is one of the process's.
