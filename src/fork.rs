@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 use crate::errno::Errno;
 
 use crate::error::{Error, Result};
+use crate::kernel::syscall::syscall;
 use crate::thread::{self, ChildThreads};
 
 /// What is in the mapping. All zeros are valid: that is how the kernel makes
@@ -74,7 +75,7 @@ impl Page {
 #[inline(always)]
 pub(crate) fn getpid() -> libc::pid_t {
     // SAFETY: getpid() has no arguments and cannot fail.
-    unsafe { libc::getpid() }
+    unsafe { syscall(libc::SYS_getpid, [0; 4]) }.map_or(0, |pid| pid as libc::pid_t)
 }
 
 #[cold]

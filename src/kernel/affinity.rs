@@ -3,14 +3,19 @@
 
 use core::fmt;
 
+use libc::c_ulong;
+
 use crate::errno::Errno;
 
-use super::check;
+use super::syscall::syscall;
 use crate::capi::process_set_affinity::VIR_INTERNAL_CPUMAP_MAX;
 use crate::error::{Error, Result};
 
 /// The longest map: 262144 CPUs, which libvirt calls enough for anyone.
 const BYTES_MAX: usize = VIR_INTERNAL_CPUMAP_MAX as usize;
+
+/// The kernel's masks are made of longs.
+const LONG: usize = size_of::<c_ulong>();
 
 /// The first size of a mask: glibc's 1024 CPUs.
 const BYTES_FIRST: usize = 128;
@@ -50,15 +55,26 @@ impl<'a> CpuMap<'a> {
     /// Whether each CPU of the kernel's `mask` is one of this map's, and there
     /// is one.
     fn covers(&self, mask: &[u8]) -> bool {
-        // Without a branch for each byte: the kernel's mask has many.
         let (mut has, mut has_other) = (0, 0);
-        for (index, &byte) in mask.iter().enumerate() {
-            let asked = self.0.get(in_kernel(index)).copied().unwrap_or(0);
-            has |= byte;
-            has_other |= byte & !asked;
+        for start in (0..mask.len()).step_by(LONG) {
+            let asked = c_ulong::from_le_bytes(long_at(self.0, start));
+            let found = c_ulong::from_ne_bytes(long_at(mask, start));
+            has |= found;
+            has_other |= found & !asked;
         }
         has != 0 && has_other == 0
     }
+}
+
+/// The bytes of a long, zeros where there are none.
+#[inline(always)]
+fn long_at(bytes: &[u8], start: usize) -> [u8; LONG] {
+    let rest = bytes.get(start..).unwrap_or(&[]);
+    rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut long = [0; LONG];
+        long[..rest.len()].copy_from_slice(rest);
+        long
+    })
 }
 
 /// As taskset says it: "0-3,8". What is too long for a message ends in dots.
@@ -97,7 +113,7 @@ impl fmt::Display for CpuMap<'_> {
 /// Where the kernel, which has a mask of longs, keeps byte `index` of a map.
 fn in_kernel(index: usize) -> usize {
     match cfg!(target_endian = "big") {
-        true => index ^ (size_of::<libc::c_ulong>() - 1),
+        true => index ^ (LONG - 1),
         false => index,
     }
 }
@@ -115,11 +131,13 @@ pub(crate) fn set(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<(),
 #[inline(always)]
 fn set_mask(tid: libc::pid_t, mask: &[u8]) -> core::result::Result<(), Errno> {
     // SAFETY: the kernel reads as many bytes as the mask has, at any address.
-    let set = unsafe { libc::sched_setaffinity(tid, mask.len(), mask.as_ptr().cast()) };
-    match set {
-        -1 => Err(Errno::last()),
-        _ => Ok(()),
+    unsafe {
+        syscall(
+            libc::SYS_sched_setaffinity,
+            [tid as usize, mask.len(), mask.as_ptr() as usize, 0],
+        )
     }
+    .map(|_| ())
 }
 
 /// There is no way to ask for the size of the kernel's mask but to try, and
@@ -207,15 +225,13 @@ fn is_within_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<
 fn get_mask(tid: libc::pid_t, buffer: &mut [u8]) -> core::result::Result<&[u8], Errno> {
     // SAFETY: the kernel writes at most the buffer's length. (The system call
     // says how many bytes it wrote; glibc's wrapper does not.)
-    let length = check(unsafe {
-        libc::syscall(
+    let length = unsafe {
+        syscall(
             libc::SYS_sched_getaffinity,
-            tid,
-            buffer.len(),
-            buffer.as_mut_ptr(),
+            [tid as usize, buffer.len(), buffer.as_mut_ptr() as usize, 0],
         )
-    })?;
-    Ok(&buffer[..length as usize])
+    }?;
+    Ok(&buffer[..length])
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use libc::c_int;
 use crate::errno::Errno;
 
 use super::check;
+use super::syscall::syscall;
 
 /// A descriptor, closed when dropped.
 pub(crate) struct Fd(c_int);
@@ -32,7 +33,7 @@ impl Fd {
 impl Drop for Fd {
     fn drop(&mut self) {
         // SAFETY: nobody else's, so nobody uses it.
-        unsafe { libc::syscall(libc::SYS_close, self.0) };
+        let _ = unsafe { syscall(libc::SYS_close, [self.0 as usize, 0, 0, 0]) };
     }
 }
 

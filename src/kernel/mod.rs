@@ -9,6 +9,7 @@ pub(crate) mod file;
 pub(crate) mod process;
 pub(crate) mod rlimit;
 pub(crate) mod scheduler;
+pub(crate) mod syscall;
 
 use crate::errno::Errno;
 

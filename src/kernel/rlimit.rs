@@ -5,9 +5,9 @@ use core::fmt;
 
 use crate::errno::Errno;
 
-use super::check;
 use super::file::{self, Text};
 use super::process::Pid;
+use super::syscall::syscall;
 use crate::fork::getpid;
 
 /// A limit that operations set.
@@ -68,6 +68,29 @@ impl fmt::Display for Shown {
     }
 }
 
+#[inline(always)]
+unsafe fn prlimit(
+    resource: &'static Resource,
+    pid: Pid,
+    new: *const libc::rlimit,
+    old: *mut libc::rlimit,
+) -> Result<(), Errno> {
+    // An rlimit is the kernel's rlimit64 where longs have 64 bits.
+    // SAFETY: the caller's word.
+    unsafe {
+        syscall(
+            libc::SYS_prlimit64,
+            [
+                pid.get() as usize,
+                resource.number as usize,
+                new as usize,
+                old as usize,
+            ],
+        )
+    }
+    .map(|_| ())
+}
+
 /// Sets soft and hard limit to `value`.
 #[inline(always)]
 pub(crate) fn set(resource: &'static Resource, pid: Pid, value: u64) -> Result<(), Errno> {
@@ -76,18 +99,19 @@ pub(crate) fn set(resource: &'static Resource, pid: Pid, value: u64) -> Result<(
         rlim_max: value,
     };
     // SAFETY: the kernel reads one rlimit; there is no old one to write.
-    let set = unsafe { libc::prlimit(pid.get(), resource.number, &limit, core::ptr::null_mut()) };
-    match set {
-        0 => Ok(()),
-        _ => set_own(resource, pid, &limit),
-    }
+    let set = unsafe { prlimit(resource, pid, &limit, core::ptr::null_mut()) };
+    set.or_else(|refused| set_own(resource, pid, &limit, refused))
 }
 
 /// What is left where prlimit() failed: a process may be allowed to set its
 /// own limits by setrlimit() only (libvirt's virProcessSetLimit).
 #[cold]
-fn set_own(resource: &'static Resource, pid: Pid, limit: &libc::rlimit) -> Result<(), Errno> {
-    let refused = Errno::last();
+fn set_own(
+    resource: &'static Resource,
+    pid: Pid,
+    limit: &libc::rlimit,
+    refused: Errno,
+) -> Result<(), Errno> {
     // SAFETY: the kernel reads one rlimit.
     match pid.get() == getpid() && unsafe { libc::setrlimit(resource.number, limit) } == 0 {
         true => Ok(()),
@@ -103,8 +127,8 @@ pub(crate) fn get(resource: &'static Resource, pid: Pid) -> Result<Limit, Errno>
         rlim_max: 0,
     };
     // SAFETY: the kernel writes one rlimit; nothing is set.
-    let got = unsafe { libc::prlimit(pid.get(), resource.number, core::ptr::null(), &mut limit) };
-    match check(got) {
+    let got = unsafe { prlimit(resource, pid, core::ptr::null(), &mut limit) };
+    match got {
         Ok(_) => Ok(Limit {
             soft: limit.rlim_cur,
             hard: limit.rlim_max,

@@ -6,7 +6,7 @@ use core::fmt;
 use crate::errno::Errno;
 use libc::c_int;
 
-use super::check;
+use super::syscall::syscall;
 use crate::error::{Error, Result};
 
 /**
@@ -147,11 +147,18 @@ pub(crate) fn set(tid: libc::pid_t, schedule: Schedule) -> core::result::Result<
         sched_priority: schedule.priority,
     };
     // SAFETY: the kernel reads one sched_param.
-    let set = unsafe { libc::sched_setscheduler(tid, schedule.kernel_policy(), &parameters) };
-    match set {
-        -1 => Err(Errno::last()),
-        _ => Ok(()),
+    unsafe {
+        syscall(
+            libc::SYS_sched_setscheduler,
+            [
+                tid as usize,
+                schedule.kernel_policy() as usize,
+                &raw const parameters as usize,
+                0,
+            ],
+        )
     }
+    .map(|_| ())
 }
 
 /// Policy and priority of a thread, in one system call.
@@ -160,15 +167,17 @@ pub(crate) fn get(tid: libc::pid_t) -> core::result::Result<InKernel, Errno> {
     // SAFETY: numbers only, so all zeros are valid.
     let mut attributes: libc::sched_attr = unsafe { core::mem::zeroed() };
     // SAFETY: the kernel writes at most as many bytes as the size says.
-    check(unsafe {
-        libc::syscall(
+    unsafe {
+        syscall(
             libc::SYS_sched_getattr,
-            tid,
-            &mut attributes,
-            size_of::<libc::sched_attr>(),
-            0,
+            [
+                tid as usize,
+                &raw mut attributes as usize,
+                size_of::<libc::sched_attr>(),
+                0,
+            ],
         )
-    })?;
+    }?;
     Ok(InKernel {
         policy: attributes.sched_policy as c_int,
         priority: attributes.sched_priority as c_int,
