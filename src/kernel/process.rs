@@ -8,6 +8,7 @@ use crate::errno::Errno;
 
 use super::check;
 use super::file::{self, Fd, Text};
+use super::syscall::syscall;
 use crate::error::{Error, Result};
 use crate::thread;
 
@@ -257,14 +258,7 @@ fn has_exited(pidfd: &Fd) -> Result<bool> {
         revents: 0,
     };
     loop {
-        let no_time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // poll() itself is a point where threads are cancelled.
-        // SAFETY: one pollfd, no waiting, and no signal mask.
-        let ready = unsafe { libc::syscall(libc::SYS_ppoll, &mut poll, 1, &no_time, 0, 0) };
-        match check(ready) {
+        match poll_now(&mut poll) {
             Err(Errno::EINTR) => {}
             Err(errnum) => {
                 return Err(Error::failed(
@@ -279,6 +273,25 @@ fn has_exited(pidfd: &Fd) -> Result<bool> {
             }
             Ok(ready) => return Ok(ready > 0),
         }
+    }
+}
+
+/// poll() without waiting. libc's is a point where threads are cancelled.
+#[inline(always)]
+fn poll_now(poll: &mut libc::pollfd) -> core::result::Result<usize, Errno> {
+    let poll = core::ptr::from_mut(poll) as usize;
+    // SAFETY: one pollfd.
+    #[cfg(target_arch = "x86_64")]
+    return unsafe { syscall(libc::SYS_poll, [poll, 1, 0, 0]) };
+    // What newer processors have in its place takes 90 ns longer.
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let no_time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: one pollfd, no waiting, and no signal mask.
+        unsafe { syscall(libc::SYS_ppoll, [poll, 1, &raw const no_time as usize, 0]) }
     }
 }
 
