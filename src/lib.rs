@@ -34,6 +34,8 @@ extern crate alloc;
 #[allow(non_snake_case, clippy::missing_safety_doc)]
 pub mod capi;
 #[cfg(not(loom))]
+pub mod delegate;
+#[cfg(not(loom))]
 mod dispatch;
 mod errno;
 #[cfg(not(loom))]

@@ -34,12 +34,17 @@ pub const VIR_INTERNAL_CGROUP_THREADS_MAX: size_t = 3000;
  * Since: 0.1.0
  */
 #[repr(C)]
+#[cfg_attr(feature = "delegate", derive(serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum virInternalThreadRole {
+    #[cfg_attr(feature = "delegate", serde(rename = "vcpu"))]
     VIR_INTERNAL_THREAD_VCPU = 0,
+    #[cfg_attr(feature = "delegate", serde(rename = "emulator"))]
     VIR_INTERNAL_THREAD_EMULATOR = 1,
+    #[cfg_attr(feature = "delegate", serde(rename = "iothread"))]
     VIR_INTERNAL_THREAD_IOTHREAD = 2,
+    #[cfg_attr(feature = "delegate", serde(rename = "helper"))]
     VIR_INTERNAL_THREAD_HELPER = 3,
 }
 

@@ -18,20 +18,27 @@ use crate::error::{Error, Result};
  * Since: 0.1.0
  */
 #[repr(C)]
+#[cfg_attr(feature = "delegate", derive(serde::Deserialize))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(non_camel_case_types, missing_docs)]
 pub enum virInternalSchedPolicy {
     /// leave as it is: a success with nothing done
+    #[cfg_attr(feature = "delegate", serde(skip))]
     VIR_INTERNAL_SCHED_NONE = 0,
     /// SCHED_BATCH
+    #[cfg_attr(feature = "delegate", serde(rename = "batch"))]
     VIR_INTERNAL_SCHED_BATCH = 1,
     /// SCHED_IDLE
+    #[cfg_attr(feature = "delegate", serde(rename = "idle"))]
     VIR_INTERNAL_SCHED_IDLE = 2,
     /// SCHED_FIFO, with a priority from 1 to 99
+    #[cfg_attr(feature = "delegate", serde(rename = "fifo"))]
     VIR_INTERNAL_SCHED_FIFO = 3,
     /// SCHED_RR, with a priority from 1 to 99
+    #[cfg_attr(feature = "delegate", serde(rename = "rr"))]
     VIR_INTERNAL_SCHED_RR = 4,
     /// SCHED_OTHER
+    #[cfg_attr(feature = "delegate", serde(rename = "other"))]
     VIR_INTERNAL_SCHED_OTHER = 0x100,
 }
 

@@ -14,6 +14,8 @@ use crate::capi::cgroup_add_threads::{
     virInternalThreadRole,
 };
 use crate::capi::types::virInternalOperation;
+#[cfg(feature = "delegate")]
+use crate::delegate::policy::{Cpus, Subtree};
 use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_readable};
 use crate::error::{Error, Result};
 use crate::kernel::affinity::CpuMap;
@@ -309,4 +311,31 @@ impl fmt::Display for CgroupAddThreads<'_> {
             None => f.write_str("their cgroup"),
         }
     }
+}
+
+/// What a policy's rule allows of it.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bounds {
+    /// The roles whose threads may be moved.
+    pub roles: Vec<virInternalThreadRole>,
+    /// The cgroups that they may be moved to: the peer's own and those below
+    /// it, unless this names another.
+    pub cgroup: Option<Subtree>,
+    /// Where threads of role EMULATOR, IOTHREAD and HELPER go in the end.
+    pub housekeeping: Option<Housekeeping>,
+}
+
+/// A child cgroup of the VM's for all that is not a vCPU.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Housekeeping {
+    /// Its name.
+    pub name: String,
+    /// Its CPUs; without this they are those that the request asks for.
+    pub cpus: Option<Cpus>,
+    /// The CPUs that a request may ask for; needed without `cpus`.
+    pub allowed_cpus: Option<Cpus>,
 }

@@ -9,7 +9,17 @@ use crate::dispatch::Kind;
 /// Declares the operations' files, and the list of them.
 macro_rules! operations {
     ($($file:ident),+ $(,)?) => {
-        $(pub(crate) mod $file;)+
+        $(pub mod $file;)+
+
+        /// What a policy's rule allows, operation by operation. What is not
+        /// there is not allowed.
+        #[cfg(feature = "delegate")]
+        #[derive(Clone, Debug, Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        #[allow(missing_docs)]
+        pub struct Allowed {
+            $(pub $file: Option<$file::Bounds>,)+
+        }
 
         /// All operations, in the order of their ids.
         pub static OPERATIONS: &[&Kind] = &[$(&$file::KIND),+];

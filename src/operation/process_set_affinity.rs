@@ -11,6 +11,8 @@ use crate::capi::process_set_affinity::{
     VIR_INTERNAL_PROCESS_SET_AFFINITY_VERSION, virInternalSetAffinityHandler,
 };
 use crate::capi::types::virInternalOperation;
+#[cfg(feature = "delegate")]
+use crate::delegate::policy::Cpus;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::affinity::{self, CpuMap};
@@ -77,4 +79,13 @@ impl fmt::Display for ProcessSetAffinity<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "set CPU affinity of {} to {}", self.task, self.cpumap)
     }
+}
+
+/// What a policy's rule allows of it.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bounds {
+    /// The CPUs that may be asked for.
+    pub cpus: Cpus,
 }

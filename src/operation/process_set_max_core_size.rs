@@ -9,6 +9,8 @@ use libc::{c_int, c_ulonglong};
 use super::limit;
 use crate::capi::process_set_max_core_size::{VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION, virInternalSetMaxCoreSizeHandler};
 use crate::capi::types::virInternalOperation;
+#[cfg(feature = "delegate")]
+use crate::delegate::policy::Size;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
@@ -56,4 +58,13 @@ impl fmt::Display for ProcessSetMaxCoreSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         limit::describe(f, &CORE, self.pid, self.bytes)
     }
+}
+
+/// What a policy's rule allows of it.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bounds {
+    /// The most that may be asked for.
+    pub max: Size,
 }

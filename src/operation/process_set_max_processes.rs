@@ -57,3 +57,14 @@ impl fmt::Display for ProcessSetMaxProcesses {
         limit::describe(f, &NPROC, self.pid, self.processes)
     }
 }
+
+/// What a policy's rule allows of it.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bounds {
+    /// The most that may be asked for.
+    pub max: u32,
+    /// Set at least this much, for callers whose own figure is too low.
+    pub grant: Option<u32>,
+}

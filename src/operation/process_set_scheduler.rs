@@ -7,10 +7,12 @@ use core::fmt;
 use libc::c_int;
 use crate::errno::Errno;
 
-use crate::capi::process_set_scheduler::{
+use crate::capi::process_set_scheduler::{virInternalSchedPolicy, 
     VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalSetSchedulerHandler,
 };
 use crate::capi::types::virInternalOperation;
+#[cfg(feature = "delegate")]
+use crate::delegate::policy::Cpus;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::process::{Held, Task};
@@ -75,4 +77,18 @@ impl fmt::Display for ProcessSetScheduler {
         let Self { task, schedule } = self;
         write!(f, "set scheduler parameters of {task} to {schedule}")
     }
+}
+
+/// What a policy's rule allows of it.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Bounds {
+    /// The policies that may be asked for.
+    pub policies: Vec<virInternalSchedPolicy>,
+    /// The highest priority of FIFO and RR; needed when one of them is allowed.
+    pub max_priority: Option<u8>,
+    /// FIFO and RR only for threads that run on none but these CPUs; needed
+    /// when one of them is allowed.
+    pub cpus: Option<Cpus>,
 }
