@@ -2,6 +2,7 @@
 //! Who does an operation: the handler set for the connection, the handler set
 //! for all, the kernel. Whoever says that it is done, the kernel is asked.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 use core::ops::RangeInclusive;
@@ -10,6 +11,8 @@ use crate::errno::Errno;
 use libc::{c_int, c_uint};
 
 use crate::capi::types::{VIR_INTERNAL_HANDLED, VIR_INTERNAL_NOT_HANDLED};
+use crate::delegate::client;
+use crate::delegate::wire::Request;
 use crate::error::{Error, Result};
 use crate::foreign;
 use crate::fork::Page;
@@ -62,6 +65,14 @@ pub(crate) trait Operation: fmt::Display {
     /// Does it, with libvirt's semantics.
     fn direct(&self) -> Result<()>;
 
+    /// What a delegate is told: the body of a message, and descriptors.
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()>;
+
+    /// Where a delegate's results go, one for each thread.
+    fn results(&self) -> &[Cell<c_int>] {
+        &[]
+    }
+
     /// It was not done, for that reason: for operations that tell more than
     /// by what they return.
     #[inline(always)]
@@ -78,7 +89,7 @@ pub(crate) fn cannot(operation: &dyn Operation, errnum: Errno) -> Error {
 #[cold]
 pub(crate) fn not_done(operation: &dyn Operation, found: fmt::Arguments<'_>) -> Error {
     Error::read_back(format_args!(
-        "a handler was to {operation} and said that it did, but {found}"
+        "who was to {operation} said that it was done, but {found}"
     ))
 }
 
@@ -115,7 +126,7 @@ pub(crate) fn dispatch(
     operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
-    let done = if !kind.registry.is_empty() {
+    let done = if !kind.registry.is_empty() || client::is_any() {
         ask(page, kind, conn, operation, direct)
     } else if direct == Direct::Allowed {
         operation.direct().map(|()| Outcome::Done)
@@ -133,11 +144,7 @@ fn ask(
     operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
-    let child = page.is_child();
-    let thread = match child {
-        false => Some(thread::own()),
-        true => thread::own_in_child(page),
-    };
+    let (child, thread) = thread::own_of_any(page);
     let full;
     let inside = match thread {
         Some(thread) => &thread.inside,
@@ -209,16 +216,11 @@ impl<'a, O: Operation> Chain<'a, O> {
                 passed_over = true;
                 continue;
             }
-            if held.is_none() {
-                match operation.hold() {
-                    Ok(process) => held = Some(process),
-                    Err(error) => {
-                        if let Some(thread) = self.thread {
-                            thread.keep_message(|| drop(call));
-                        }
-                        return Err(error);
-                    }
+            if let Err(error) = hold(&mut held, operation) {
+                if let Some(thread) = self.thread {
+                    thread.keep_message(|| drop(call));
                 }
+                return Err(error);
             }
             let answer = self.call(&call);
             // A lock may be held here for ever.
@@ -230,10 +232,14 @@ impl<'a, O: Operation> Chain<'a, O> {
             }
             drop(call);
             if outcome(operation, answer)? == Outcome::Done {
-                let read_back = operation.read_back();
-                // First of all: what was read was read of that very process.
-                require_still(&held)?;
-                return read_back.map(|()| Outcome::Done);
+                return self.read_back(&held);
+            }
+        }
+        if client::is_any() {
+            for &key in keys {
+                if self.ask_delegate(key, &mut held)? == Outcome::Done {
+                    return self.read_back(&held);
+                }
             }
         }
         if passed_over {
@@ -250,6 +256,32 @@ impl<'a, O: Operation> Chain<'a, O> {
         operation.direct()?;
         require_still(&held)?;
         Ok(Outcome::Done)
+    }
+
+    /// Somebody said that it is done.
+    #[inline(always)]
+    fn read_back(&self, held: &Option<Held>) -> Result<Outcome> {
+        let read_back = self.operation.read_back();
+        // First of all: what was read was read of that very process.
+        require_still(held)?;
+        read_back.map(|()| Outcome::Done)
+    }
+
+    /// Asks the delegate that is set for `key`, if there is one.
+    #[inline(never)]
+    fn ask_delegate(&self, key: Key, held: &mut Option<Held>) -> Result<Outcome> {
+        let Some(asked) = client::enter(key, self.inside, self.child) else {
+            return Ok(Outcome::NotHandled);
+        };
+        let held = hold(held, self.operation)?;
+        client::perform(
+            &asked,
+            self.thread,
+            self.child,
+            self.kind,
+            self.operation,
+            held,
+        )
     }
 
     /// Goes into the handler that is set for `key`, unless this thread is
@@ -279,6 +311,15 @@ impl<'a, O: Operation> Chain<'a, O> {
         };
         guard.returned();
         Some(answer)
+    }
+}
+
+/// Holds what the operation is about, once.
+#[inline(always)]
+fn hold<'a>(held: &'a mut Option<Held>, operation: &impl Operation) -> Result<&'a Held> {
+    match held {
+        Some(held) => Ok(held),
+        None => Ok(held.insert(operation.hold()?)),
     }
 }
 

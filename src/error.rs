@@ -23,8 +23,7 @@ pub enum virInternalErrorCode {
     VIR_INTERNAL_ERR_VERSION = 2,
     /// The process or thread is not there, or went away (ESRCH)
     VIR_INTERNAL_ERR_NO_PROCESS = 3,
-    /// The delegate's policy does not allow it (EPERM); this and the other
-    /// errors of a delegate are reserved: this version has none
+    /// The delegate's policy does not allow it (EPERM)
     VIR_INTERNAL_ERR_REFUSED = 4,
     /// The handler, the delegate or the kernel failed (its errno)
     VIR_INTERNAL_ERR_FAILED = 5,
@@ -32,7 +31,7 @@ pub enum virInternalErrorCode {
     VIR_INTERNAL_ERR_READ_BACK = 6,
     /// The delegate cannot be reached (ECONNREFUSED)
     VIR_INTERNAL_ERR_UNREACHABLE = 7,
-    /// The delegate was not reached in time (ETIMEDOUT)
+    /// The delegate was not ready in time, and nothing was sent (ETIMEDOUT)
     VIR_INTERNAL_ERR_TIMEOUT = 8,
     /// Sent to the delegate, never answered (EINPROGRESS)
     VIR_INTERNAL_ERR_UNKNOWN_OUTCOME = 9,
@@ -163,6 +162,38 @@ impl Error {
     #[cold]
     pub(crate) fn unsupported(text: fmt::Arguments<'_>) -> Self {
         Self::new(Code::VIR_INTERNAL_ERR_UNSUPPORTED, Errno::ENOSYS, text)
+    }
+
+    /// The delegate's policy does not allow it.
+    #[cold]
+    pub(crate) fn refused(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_REFUSED, Errno::EPERM, text)
+    }
+
+    /// The delegate is not there.
+    #[cold]
+    pub(crate) fn unreachable(text: fmt::Arguments<'_>) -> Self {
+        Self::new(
+            Code::VIR_INTERNAL_ERR_UNREACHABLE,
+            Errno::ECONNREFUSED,
+            text,
+        )
+    }
+
+    /// The delegate was not ready in time, and nothing was sent.
+    #[cold]
+    pub(crate) fn timeout(text: fmt::Arguments<'_>) -> Self {
+        Self::new(Code::VIR_INTERNAL_ERR_TIMEOUT, Errno::ETIMEDOUT, text)
+    }
+
+    /// Sent to the delegate, never answered.
+    #[cold]
+    pub(crate) fn unknown_outcome(text: fmt::Arguments<'_>) -> Self {
+        Self::new(
+            Code::VIR_INTERNAL_ERR_UNKNOWN_OUTCOME,
+            Errno::EINPROGRESS,
+            text,
+        )
     }
 
     /// Something that a forked child cannot do.

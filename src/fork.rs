@@ -16,7 +16,9 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::errno::Errno;
 
+use crate::delegate::client;
 use crate::error::{Error, Result};
+use crate::kernel::memory;
 use crate::kernel::syscall::syscall;
 use crate::thread::{self, ChildThreads};
 
@@ -84,28 +86,17 @@ fn make() -> Result<&'static Page> {
         Error::failed(errnum, format_args!("cannot have thread-specific data"))
     })?;
     let size = size_of::<Page>();
-    // SAFETY: a new private mapping touches nobody's memory.
-    let mapping = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    if mapping == libc::MAP_FAILED {
-        return Err(Error::failed(
-            Errno::last(),
+    let mapping = memory::map(size).map_err(|errnum| {
+        Error::failed(
+            errnum,
             format_args!("cannot map {size} bytes for the library's own use"),
-        ));
-    }
+        )
+    })?;
     // SAFETY: the mapping made above.
     if unsafe { libc::madvise(mapping, size, libc::MADV_WIPEONFORK) } != 0 {
         let errnum = Errno::last();
         // SAFETY: the mapping made above, which nobody else knows of.
-        unsafe { libc::munmap(mapping, size) };
+        unsafe { memory::unmap(mapping, size) };
         return Err(Error::failed(
             errnum,
             format_args!("cannot have memory wiped on fork"),
@@ -116,6 +107,7 @@ fn make() -> Result<&'static Page> {
     unsafe { &*page }
         .owner
         .store(owner_of_memory(), Ordering::Relaxed);
+    client::read_environment();
     let published =
         PAGE.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire);
     match published {
@@ -125,7 +117,7 @@ fn make() -> Result<&'static Page> {
             // SAFETY: another thread was first; nobody knows of this mapping,
             // and nobody unmaps the other one.
             unsafe {
-                libc::munmap(mapping, size);
+                memory::unmap(mapping, size);
                 Ok(&*other)
             }
         }

@@ -12,6 +12,7 @@ use crate::errno::Errno;
 use libc::c_int;
 
 use crate::capi::error::virInternalError;
+use crate::delegate::client::Links;
 use crate::error::{Code, Error, Message};
 use crate::fork::{self, Page};
 use crate::inside::{Frame, Inside};
@@ -24,6 +25,10 @@ pub(crate) struct Thread {
     tid: Cell<libc::pid_t>,
     failed: Cell<bool>,
     error: UnsafeCell<LastError>,
+    /// Its sockets to delegates.
+    pub(crate) links: Links,
+    /// The last request to a delegate that was never answered.
+    pub(crate) request: Cell<u64>,
 }
 
 struct LastError {
@@ -46,6 +51,8 @@ impl Thread {
                 },
                 message: Message::EMPTY,
             }),
+            links: Links::new(),
+            request: Cell::new(0),
         }
     }
 
@@ -112,6 +119,10 @@ pub(crate) fn make_key() -> core::result::Result<(), Errno> {
         let thread = unsafe { Box::from_raw(thread.cast::<Thread>()) };
         if let Some(page) = fork::page_if_made() {
             thread.set_failed(page, false);
+            // What a child has is its parent's.
+            if !page.is_child() {
+                thread.links.close();
+            }
         }
     }
     let mut key = KEY_NONE;
@@ -366,15 +377,20 @@ fn forget_error(page: &Page) {
     }
 }
 
+/// Whether this is a child, and the state of this thread. `None`: the child has
+/// more threads than there is room for.
+pub(crate) fn own_of_any(page: &Page) -> (bool, Option<&Thread>) {
+    match page.is_child() {
+        false => (false, Some(own())),
+        true => (true, own_in_child(page)),
+    }
+}
+
 /// The state of this thread, whether of a child or not. `None` in a child that
 /// has more threads than there is room for, and when the library could not have
 /// its page.
 fn any(page: Option<&Page>) -> Option<&Thread> {
-    let page = page?;
-    match page.is_child() {
-        false => Some(own()),
-        true => own_in_child(page),
-    }
+    own_of_any(page?).1
 }
 
 /// Writes the message of an error that is about to be returned.
@@ -428,6 +444,11 @@ pub(crate) fn last_error(page: &Page) -> Option<*mut virInternalError> {
             Some(child.thread.last_error())
         }
     }
+}
+
+/// As `virInternalGetLastRequest()`.
+pub(crate) fn last_request() -> u64 {
+    any(fork::page_if_made()).map_or(0, |thread| thread.request.get())
 }
 
 /// The handler that this thread went into last.

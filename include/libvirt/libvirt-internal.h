@@ -53,6 +53,27 @@ struct _virConnect;
 #define VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION 1
 
 /**
+ * VIR_INTERNAL_DELEGATE_VERSION:
+ *
+ * The version of the interface to delegates that this header is for: give it
+ * to virInternalConnectDelegate().
+ *
+ * Since: 0.1.0
+ */
+#define VIR_INTERNAL_DELEGATE_VERSION 1
+
+/**
+ * VIR_INTERNAL_DELEGATE_OPTIONAL:
+ *
+ * A flag of virInternalConnectDelegate(): a delegate that cannot be reached
+ * counts as one that does not handle anything, and the call goes on down the
+ * chain. Without it, that is an error.
+ *
+ * Since: 0.1.0
+ */
+#define VIR_INTERNAL_DELEGATE_OPTIONAL (1 << 0)
+
+/**
  * VIR_INTERNAL_CPUMAP_MAX:
  *
  * The longest map of CPUs in bytes: 262144 CPUs.
@@ -191,8 +212,7 @@ typedef enum {
      */
     VIR_INTERNAL_ERR_NO_PROCESS = 3,
     /**
-     * The delegate's policy does not allow it (EPERM); this and the other
-     * errors of a delegate are reserved: this version has none
+     * The delegate's policy does not allow it (EPERM)
      */
     VIR_INTERNAL_ERR_REFUSED = 4,
     /**
@@ -208,7 +228,7 @@ typedef enum {
      */
     VIR_INTERNAL_ERR_UNREACHABLE = 7,
     /**
-     * The delegate was not reached in time (ETIMEDOUT)
+     * The delegate was not ready in time, and nothing was sent (ETIMEDOUT)
      */
     VIR_INTERNAL_ERR_TIMEOUT = 8,
     /**
@@ -633,7 +653,7 @@ int virInternalSetCgroupAddThreadsHandler(struct _virConnect *conn,
  * @conn: the connection that was closed, or is about to be
  *
  * Drops everything that was set for @conn: every handler is unset as by its
- * set function. To be called by whoever closes a connection, since the library
+ * set function, and its delegate disconnected. To be called by whoever closes a connection, since the library
  * only knows its address, which may become that of another one.
  *
  * Called outside any handler, it returns when nobody is inside a handler that
@@ -649,6 +669,116 @@ int virInternalSetCgroupAddThreadsHandler(struct _virConnect *conn,
  * Since: 0.1.0
  */
 int virInternalConnectionClosed(struct _virConnect *conn);
+
+/**
+ * virInternalConnectDelegate:
+ * @conn: the connection, or NULL for every connection
+ * @version: VIR_INTERNAL_DELEGATE_VERSION
+ * @address: "unix:/path" of a delegate's socket, or "fd:NUMBER", a connected
+ * SOCK_SEQPACKET socket that this process was given
+ * @timeoutMs: how long a call waits for the delegate, in milliseconds, 0 for
+ * 2000; at most 86400000, a day
+ * @flags: 0, or VIR_INTERNAL_DELEGATE_OPTIONAL
+ *
+ * From now on the operations are done by a delegate, when no handler does
+ * them: by the one connected for the operation's connection, then by the one
+ * connected for every connection. It takes the place of the one that was
+ * connected for @conn before. Of a delegate's answers only that it does not
+ * handle the operation goes on down the chain; what it refuses is an error.
+ *
+ * Nothing is sent yet: each thread makes a connection of its own when it first
+ * asks, and a new one when the delegate was restarted. Over a descriptor there
+ * is one connection for all threads, which take turns, and no new one; the
+ * descriptor is copied, and stays the caller's.
+ *
+ * When nothing is connected for every connection, the environment variable
+ * LIBVIRT_INTERNAL_DELEGATE is the address of that delegate, as it was when the
+ * library was first used. It is ignored in a process whose credentials were
+ * raised when it was started (setuid, file capabilities).
+ *
+ * In a forked child, requests go over a new connection each time. Over a
+ * descriptor there are none: VIR_INTERNAL_ERR_UNREACHABLE.
+ *
+ * Called outside any handler, it returns when nobody waits for the delegate
+ * that was connected before. Thread-safe. Not possible in a forked child:
+ * daemonize before first use.
+ *
+ * Returns 0 on success, -1 on error, with nothing changed:
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
+ * library's; VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for an @address that is
+ * none, a path of more than 107 bytes, a descriptor that is no such socket, a
+ * @timeoutMs that is out of range, and unknown @flags; VIR_INTERNAL_ERR_FAILED
+ * when the descriptor cannot be copied; VIR_INTERNAL_ERR_FORKED (ECHILD) in a
+ * forked child.
+ *
+ * Since: 0.1.0
+ */
+int virInternalConnectDelegate(struct _virConnect *conn,
+                               unsigned int version,
+                               const char *address,
+                               unsigned int timeoutMs,
+                               unsigned int flags);
+
+/**
+ * virInternalDisconnectDelegate:
+ * @conn: the connection, or NULL for every connection
+ *
+ * Disconnects the delegate that was connected for @conn, and closes every
+ * thread's connection to it. What the environment names stays.
+ *
+ * Called outside any handler, it returns when nobody waits for the delegate
+ * any more. Thread-safe. Not possible in a forked child.
+ *
+ * Returns 0 on success, also when none was connected; -1 on error:
+ * VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
+ *
+ * Since: 0.1.0
+ */
+int virInternalDisconnectDelegate(struct _virConnect *conn);
+
+/**
+ * virInternalGetLastRequest:
+ *
+ * The calling thread's last request to a delegate that failed with
+ * VIR_INTERNAL_ERR_UNKNOWN_OUTCOME: sent, and never answered.
+ *
+ * Thread-safe, fork-safe.
+ *
+ * Returns the id of the request, for virInternalAskDelegate(), or 0 when
+ * there is none.
+ *
+ * Since: 0.1.0
+ */
+unsigned long long virInternalGetLastRequest(void);
+
+/**
+ * virInternalAskDelegate:
+ * @conn: the connection that the request was made for, or NULL
+ * @request: its id, from virInternalGetLastRequest()
+ * @flags: 0
+ *
+ * Asks the delegate what became of a request that it did not answer in time.
+ * It remembers the last 256 requests from the container (or the user) that
+ * asks, until it is restarted.
+ *
+ * The operations set a state and can as well be called again.
+ *
+ * Thread-safe, fork-safe.
+ *
+ * Returns 0 when it was done, VIR_INTERNAL_NOT_HANDLED when nothing was done,
+ * -1 on error: what the operation itself would have returned, such as
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) or VIR_INTERNAL_ERR_FAILED;
+ * VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it is still being worked
+ * on or the delegate does not know; VIR_INTERNAL_ERR_UNREACHABLE
+ * (ECONNREFUSED) and VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it cannot be
+ * asked, and when no delegate is connected; VIR_INTERNAL_ERR_INVALID_ARG
+ * (EINVAL) for a @request of 0 and unknown @flags.
+ *
+ * Since: 0.1.0
+ */
+int virInternalAskDelegate(struct _virConnect *conn,
+                           unsigned long long request,
+                           unsigned int flags);
 
 /**
  * virInternalGetLastError:

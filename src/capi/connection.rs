@@ -5,6 +5,7 @@ use libc::c_int;
 
 use super::types::_virConnect;
 use super::{boundary, require_no_child, symver};
+use crate::delegate::client;
 use crate::dispatch::{self, Outcome};
 use crate::error::Error;
 use crate::operation::OPERATIONS;
@@ -16,7 +17,7 @@ use crate::thread;
  * @conn: the connection that was closed, or is about to be
  *
  * Drops everything that was set for @conn: every handler is unset as by its
- * set function. To be called by whoever closes a connection, since the library
+ * set function, and its delegate disconnected. To be called by whoever closes a connection, since the library
  * only knows its address, which may become that of another one.
  *
  * Called outside any handler, it returns when nobody is inside a handler that
@@ -43,6 +44,7 @@ pub extern "C" fn virInternalConnectionClosed(conn: *mut _virConnect) -> c_int {
         for kind in OPERATIONS {
             kind.registry.set(conn as Key, None, inside);
         }
+        client::disconnect(conn as Key, inside);
         Ok(Outcome::Done)
     })
 }

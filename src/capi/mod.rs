@@ -8,6 +8,7 @@
 
 pub mod cgroup_add_threads;
 pub mod connection;
+pub mod delegate;
 pub mod error;
 pub mod process_set_affinity;
 pub mod process_set_max_core_size;

@@ -3,7 +3,15 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | `address` | where a delegate is |
+//! | `client` | connecting to a delegate, asking it |
+//! | `wire` | the messages |
+//! | `socket` | packets and descriptors over a socket |
 //! | `policy` | who may have what done, read from a TOML file |
 
+pub(crate) mod address;
+pub(crate) mod client;
 #[cfg(feature = "delegate")]
 pub mod policy;
+pub(crate) mod socket;
+pub(crate) mod wire;

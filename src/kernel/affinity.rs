@@ -7,6 +7,7 @@ use libc::c_ulong;
 
 use crate::errno::Errno;
 
+use super::memory;
 use super::syscall::syscall;
 use crate::capi::process_set_affinity::VIR_INTERNAL_CPUMAP_MAX;
 use crate::error::{Error, Result};
@@ -162,21 +163,7 @@ struct Widest(*mut [u8; BYTES_MAX]);
 
 impl Widest {
     fn new() -> core::result::Result<Widest, Errno> {
-        // SAFETY: a new private mapping touches nobody's memory.
-        let mapping = unsafe {
-            libc::mmap(
-                core::ptr::null_mut(),
-                BYTES_MAX,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        match mapping {
-            libc::MAP_FAILED => Err(Errno::last()),
-            mapping => Ok(Widest(mapping.cast())),
-        }
+        memory::map(BYTES_MAX).map(|mapping| Widest(mapping.cast()))
     }
 
     fn as_mut(&mut self) -> &mut [u8; BYTES_MAX] {
@@ -188,7 +175,7 @@ impl Widest {
 impl Drop for Widest {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and no reference is left.
-        unsafe { libc::munmap(self.0.cast(), BYTES_MAX) };
+        unsafe { memory::unmap(self.0.cast(), BYTES_MAX) };
     }
 }
 

@@ -104,6 +104,10 @@ impl Group {
         Ok(Group { directory, version })
     }
 
+    pub(crate) fn fd(&self) -> libc::c_int {
+        self.directory.get()
+    }
+
     /// The file that takes, and lists, single threads.
     fn threads_file(&self) -> &'static CStr {
         match self.version {

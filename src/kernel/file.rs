@@ -28,6 +28,13 @@ impl Fd {
     pub(crate) fn get(&self) -> c_int {
         self.0
     }
+
+    /// Whoever takes it closes it.
+    pub(crate) fn into_raw(self) -> c_int {
+        let fd = self.0;
+        core::mem::forget(self);
+        fd
+    }
 }
 
 impl Drop for Fd {

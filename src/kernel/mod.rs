@@ -6,6 +6,7 @@
 pub(crate) mod affinity;
 pub(crate) mod cgroup;
 pub(crate) mod file;
+pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod rlimit;
 pub(crate) mod scheduler;

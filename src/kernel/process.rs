@@ -200,6 +200,18 @@ impl Held {
         Ok(held)
     }
 
+    /// The process.
+    pub(crate) fn process_fd(&self) -> libc::c_int {
+        self.process.get()
+    }
+
+    /// The thread, if it is not the process's first. `None` inside: the kernel
+    /// has no descriptors of threads.
+    pub(crate) fn thread_fd(&self) -> Option<Option<libc::c_int>> {
+        let (_, fd) = self.thread.as_ref()?;
+        Some(fd.as_ref().map(Fd::get))
+    }
+
     /// Fails unless all is still there: then the ids have meant the same
     /// process and thread all the time since they were held.
     #[inline(always)]

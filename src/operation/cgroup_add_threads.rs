@@ -16,6 +16,7 @@ use crate::capi::cgroup_add_threads::{
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
 use crate::delegate::policy::{Cpus, Subtree};
+use crate::delegate::wire::{Request, bytes_of};
 use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_readable};
 use crate::error::{Error, Result};
 use crate::kernel::affinity::CpuMap;
@@ -79,10 +80,6 @@ impl<'a> CgroupAddThreads<'a> {
             partly: Cell::new(false),
             group: OnceCell::new(),
         })
-    }
-
-    fn results(&self) -> &[Cell<c_int>] {
-        self.wanted.unwrap_or(&self.unwanted[..self.tids.len()])
     }
 
     fn threads(&self) -> impl Iterator<Item = (pid_t, &Cell<c_int>)> {
@@ -263,6 +260,10 @@ impl Operation for CgroupAddThreads<'_> {
         })
     }
 
+    fn results(&self) -> &[Cell<c_int>] {
+        self.wanted.unwrap_or(&self.unwanted[..self.tids.len()])
+    }
+
     fn read_back(&self) -> Result<()> {
         for (tid, result) in self.threads() {
             if result.get() != 0 && !NEGATED_ERRNOS.contains(&result.get()) {
@@ -280,6 +281,21 @@ impl Operation for CgroupAddThreads<'_> {
             self.read_group(group)?;
         }
         self.require_results()
+    }
+
+    fn request<'r>(&'r self, held: &Held, request: &mut Request<'r>) -> Result<()> {
+        request.process(held);
+        let group = self.group()?;
+        if let Some(group) = group {
+            request.descriptor(group.fd());
+        }
+        request.fixed.u32(self.role as u32);
+        request.fixed.u32(self.tids.len() as u32);
+        request.fixed.u32(self.ids.is_some().into());
+        request.fixed.u32(group.is_some().into());
+        request.part(bytes_of(self.tids));
+        request.part(self.ids.map_or(&[], bytes_of));
+        request.cpus(self.cpumap)
     }
 
     fn direct(&self) -> Result<()> {

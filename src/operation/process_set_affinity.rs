@@ -13,6 +13,7 @@ use crate::capi::process_set_affinity::{
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
 use crate::delegate::policy::Cpus;
+use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::affinity::{self, CpuMap};
@@ -65,6 +66,11 @@ impl Operation for ProcessSetAffinity<'_> {
             Err(Errno::ESRCH) => Err(self.task.gone()),
             Err(errnum) => Err(not_readable(self, errnum)),
         }
+    }
+
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
+        request.task(self.task, held);
+        request.cpus(Some(self.cpumap))
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use crate::capi::process_set_max_core_size::{VIR_INTERNAL_PROCESS_SET_MAX_CORE_S
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
 use crate::delegate::policy::Size;
+use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
@@ -46,6 +47,12 @@ impl Operation for ProcessSetMaxCoreSize {
         limit::read_back(self, &CORE, self.pid, |limit| {
             limit.soft == self.bytes && limit.hard == self.bytes
         })
+    }
+
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
+        request.process(held);
+        request.fixed.u64(self.bytes);
+        Ok(())
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@ use libc::{c_int, c_uint};
 use super::limit;
 use crate::capi::process_set_max_files::{VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalSetMaxFilesHandler};
 use crate::capi::types::virInternalOperation;
+use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
@@ -44,6 +45,12 @@ impl Operation for ProcessSetMaxFiles {
         limit::read_back(self, &NOFILE, self.pid, |limit| {
             limit.soft.min(limit.hard) >= self.files.into()
         })
+    }
+
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
+        request.process(held);
+        request.fixed.u64(self.files.into());
+        Ok(())
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ use crate::capi::process_set_max_mem_lock::{VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOC
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
 use crate::delegate::policy::Size;
+use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
@@ -60,6 +61,12 @@ impl Operation for ProcessSetMaxMemLock {
         limit::read_back(self, &MEMLOCK, self.pid, |limit| {
             limit.soft.min(limit.hard) >= self.bytes.min(UNLIMITED)
         })
+    }
+
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
+        request.process(held);
+        request.fixed.u64(self.bytes);
+        Ok(())
     }
 
     #[inline(always)]

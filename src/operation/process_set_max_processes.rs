@@ -9,6 +9,7 @@ use libc::{c_int, c_uint};
 use super::limit;
 use crate::capi::process_set_max_processes::{VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION, virInternalSetMaxProcessesHandler};
 use crate::capi::types::virInternalOperation;
+use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
@@ -44,6 +45,12 @@ impl Operation for ProcessSetMaxProcesses {
         limit::read_back(self, &NPROC, self.pid, |limit| {
             limit.soft.min(limit.hard) >= self.processes.into()
         })
+    }
+
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
+        request.process(held);
+        request.fixed.u64(self.processes.into());
+        Ok(())
     }
 
     #[inline(always)]

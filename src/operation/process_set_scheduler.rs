@@ -7,12 +7,13 @@ use core::fmt;
 use libc::c_int;
 use crate::errno::Errno;
 
-use crate::capi::process_set_scheduler::{virInternalSchedPolicy, 
+use crate::capi::process_set_scheduler::{
     VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalSetSchedulerHandler,
 };
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
 use crate::delegate::policy::Cpus;
+use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::process::{Held, Task};
@@ -64,6 +65,13 @@ impl Operation for ProcessSetScheduler {
         }
     }
 
+    fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
+        request.task(self.task, held);
+        request.fixed.i32(self.schedule.policy());
+        request.fixed.i32(self.schedule.priority());
+        Ok(())
+    }
+
     #[inline(always)]
     fn direct(&self) -> Result<()> {
         self.task.required_around(|| {
@@ -85,7 +93,7 @@ impl fmt::Display for ProcessSetScheduler {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Bounds {
     /// The policies that may be asked for.
-    pub policies: Vec<virInternalSchedPolicy>,
+    pub policies: Vec<crate::kernel::scheduler::virInternalSchedPolicy>,
     /// The highest priority of FIFO and RR; needed when one of them is allowed.
     pub max_priority: Option<u8>,
     /// FIFO and RR only for threads that run on none but these CPUs; needed
