@@ -89,7 +89,7 @@ pub(crate) fn cannot(operation: &dyn Operation, errnum: Errno) -> Error {
 #[cold]
 pub(crate) fn not_done(operation: &dyn Operation, found: fmt::Arguments<'_>) -> Error {
     Error::read_back(format_args!(
-        "who was to {operation} said that it was done, but {found}"
+        "a handler or delegate was to {operation} and said that it did, but {found}"
     ))
 }
 

@@ -522,7 +522,7 @@ enum Trouble {
     /// It does not speak as agreed.
     Malformed(Malformed),
     /// It does not speak with this process, and says why.
-    Dismissed(Text),
+    Dismissed,
 }
 
 impl From<Malformed> for Trouble {
@@ -531,26 +531,35 @@ impl From<Malformed> for Trouble {
     }
 }
 
-/// A text that came with an answer.
+/// The text that comes with an answer.
 struct Text {
-    bytes: [u8; TEXT_MAX],
-    length: usize,
+    bytes: [Cell<u8>; TEXT_MAX],
+    length: Cell<usize>,
 }
 
 impl Text {
-    fn new(text: &[u8]) -> Text {
-        let mut made = Text {
-            bytes: [0; TEXT_MAX],
-            length: text.len().min(TEXT_MAX),
-        };
-        made.bytes[..made.length].copy_from_slice(&text[..made.length]);
-        made
+    fn new() -> Text {
+        Text {
+            bytes: [const { Cell::new(0) }; TEXT_MAX],
+            length: Cell::new(0),
+        }
+    }
+
+    fn set(&self, text: &[u8]) {
+        for (to, from) in self.bytes.iter().zip(text) {
+            to.set(*from);
+        }
+        self.length.set(text.len().min(TEXT_MAX));
     }
 }
 
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = str::from_utf8(&self.bytes[..self.length]).ok();
+        let mut bytes = [0; TEXT_MAX];
+        for (to, from) in bytes.iter_mut().zip(&self.bytes) {
+            *to = from.get();
+        }
+        let text = str::from_utf8(&bytes[..self.length.get()]).ok();
         match text.filter(|text| !text.is_empty() && !text.contains(char::is_control)) {
             Some(text) => f.write_str(text),
             None => f.write_str("it does not say why"),
@@ -601,6 +610,7 @@ fn dial(
     target: &Target,
     patient: bool,
     deadline: &Deadline,
+    text: &Text,
 ) -> core::result::Result<Connection, Trouble> {
     let Address::Unix(path) = &target.address else {
         return Err(Trouble::Away(Errno::ECONNREFUSED));
@@ -624,7 +634,7 @@ fn dial(
                 // is enough.
                 return block(&fd, target.timeout_ms)
                     .map_err(Trouble::Away)
-                    .and_then(|()| greet(fd.get(), deadline))
+                    .and_then(|()| greet(fd.get(), deadline, text))
                     .map(|speaks| Connection { fd, speaks });
             }
             Err(Errno::EINTR) => {}
@@ -654,7 +664,7 @@ fn block(fd: &Fd, timeout_ms: u32) -> core::result::Result<(), Errno> {
 }
 
 /// Both sides say what they speak: the delegate's operations, a bit for each.
-fn greet(socket: c_int, deadline: &Deadline) -> core::result::Result<u64, Trouble> {
+fn greet(socket: c_int, deadline: &Deadline, text: &Text) -> core::result::Result<u64, Trouble> {
     let body = hello(OPERATIONS.iter().map(|kind| Spoken {
         operation: kind.id,
         lowest: kind.version,
@@ -676,7 +686,7 @@ fn greet(socket: c_int, deadline: &Deadline) -> core::result::Result<u64, Troubl
     })?;
     let (header, body) = Header::split(&answer[..length])?;
     if header.operation != HELLO {
-        return Err(dismissed(header, body)?);
+        return Err(dismissed(header, body, text)?);
     }
     let mut speaks = 0;
     read_hello(body, |spoken| {
@@ -686,14 +696,14 @@ fn greet(socket: c_int, deadline: &Deadline) -> core::result::Result<u64, Troubl
 }
 
 /// A delegate's last words: an answer to what was no request.
-fn dismissed(header: Header, body: &[u8]) -> core::result::Result<Trouble, Malformed> {
+fn dismissed(header: Header, body: &[u8], text: &Text) -> core::result::Result<Trouble, Malformed> {
     if header.operation != OUTCOME {
         return Err(Malformed("there is no hello"));
     }
     let mut reader = Reader(body);
     let answer = Answer::read(&mut reader)?;
-    let text = reader.bytes(answer.text as usize)?;
-    Ok(Trouble::Dismissed(Text::new(text)))
+    text.set(reader.bytes(answer.text as usize)?);
+    Ok(Trouble::Dismissed)
 }
 
 fn send(
@@ -755,82 +765,75 @@ fn receive(
     }
 }
 
-/// What a delegate said of a request, and in which words.
-struct Said {
-    answer: Answer,
-    text: Text,
-}
-
 /// Sends a request over a socket and waits for the answer.
 fn exchange(
     socket: c_int,
-    header: &Header,
-    request: &Request<'_>,
-    results: &[Cell<c_int>],
+    question: &Question<'_>,
     deadline: &Deadline,
-) -> core::result::Result<Said, Trouble> {
+) -> core::result::Result<Answer, Trouble> {
+    let Question {
+        header,
+        request,
+        results,
+        text,
+    } = question;
     let [one, two, three] = *request.parts();
     let buffers = [header.as_bytes(), request.fixed.as_bytes(), one, two, three].map(socket::slice);
     send(socket, &buffers, request.descriptors(), deadline)?;
 
-    const HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
-    let mut head = [0; HEAD];
-    let mut text = [0; TEXT_MAX];
+    let mut head = [0; ANSWER_HEAD];
     let buffers = [
         socket::slice_mut(&mut head),
-        libc::iovec {
-            iov_base: results.as_ptr().cast_mut().cast(),
-            iov_len: size_of_val(results),
-        },
-        socket::slice_mut(&mut text),
+        socket::slice_of_cells(results),
+        socket::slice_of_cells(&text.bytes),
     ];
     let length = receive(socket, &buffers, deadline)?;
-    let said = read_answer(header, &head, length, results, &text);
+    let answer = read_answer(question, &head, length);
     erase(&mut head);
-    erase(&mut text);
-    said.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
+    answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
 }
 
+const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
+
+/// Reads an answer that was received, `length` bytes in all, into the buffers
+/// of the question.
 fn read_answer(
-    asked: &Header,
-    head: &[u8],
+    question: &Question<'_>,
+    head: &[u8; ANSWER_HEAD],
     length: usize,
-    results: &[Cell<c_int>],
-    text: &[u8],
-) -> core::result::Result<core::result::Result<Said, Trouble>, Malformed> {
-    let mut reader = Reader(&head[..head.len().min(length)]);
-    // The length is compared below.
+) -> core::result::Result<core::result::Result<Answer, Trouble>, Malformed> {
+    let mut reader = Reader(&head[..ANSWER_HEAD.min(length)]);
     let header = Header::read(&mut reader)?;
     let answer = Answer::read(&mut reader)?;
     let tail = answer.results as usize * size_of::<c_int>() + answer.text as usize;
-    if head.len() + tail != length || header.size as usize + size_of::<Header>() != length {
-        return Err(Malformed("the answer is not as long as it says"));
+    if ANSWER_HEAD + tail != length || header.size as usize + size_of::<Header>() != length {
+        return Err(Malformed("it is not as long as it says"));
     }
     // A text with fewer results than there is room for lies among them.
-    let text = match answer.results as usize == results.len() {
-        true => Text::new(&text[..answer.text as usize]),
-        false => Text::new(b""),
-    };
+    let has_results = answer.results as usize == question.results.len();
+    if has_results {
+        question.text.length.set(answer.text as usize);
+    }
+    let asked = question.header;
     if header.operation == OUTCOME && asked.operation != OUTCOME {
-        return Ok(Err(Trouble::Dismissed(text)));
+        return Ok(Err(Trouble::Dismissed));
     }
     if (header.operation, header.request) != (asked.operation, asked.request) {
-        return Err(Malformed("the answer is to another request"));
+        return Err(Malformed("it is to another request"));
     }
-    let needed = matches!(answer.verdict, Verdict::Handled | Verdict::NotHandled);
-    if answer.results as usize != results.len() && (needed || answer.results != 0) {
-        return Err(Malformed("the answer has not as many results as threads"));
+    let needs_results = matches!(answer.verdict, Verdict::Handled | Verdict::NotHandled);
+    if !has_results && (needs_results || answer.results != 0) {
+        return Err(Malformed("it has not as many results as there are threads"));
     }
-    Ok(Ok(Said { answer, text }))
+    Ok(Ok(answer))
 }
 
-/// Something to ask a delegate: an operation, or what became of one.
+/// Something to ask a delegate: to do an operation, or what became of that.
 struct Question<'a> {
-    operation: u32,
-    version: u32,
-    id: u64,
+    header: Header,
     request: &'a Request<'a>,
     results: &'a [Cell<c_int>],
+    text: &'a Text,
 }
 
 impl Asked<'_> {
@@ -841,29 +844,20 @@ impl Asked<'_> {
         question: &Question<'_>,
         thread: Option<&Thread>,
         deadline: &Deadline,
-    ) -> core::result::Result<Option<Said>, Trouble> {
-        let size = question.request.size();
-        let header = Header::new(question.operation, question.version, size, question.id);
+    ) -> core::result::Result<Option<Answer>, Trouble> {
+        let operation = question.header.operation;
         let speak = |socket, speaks: u64| {
-            let is_spoken = question.operation == OUTCOME || speaks >> question.operation & 1 != 0;
+            let is_spoken = operation == OUTCOME || speaks >> operation & 1 != 0;
             is_spoken
-                .then(|| {
-                    exchange(
-                        socket,
-                        &header,
-                        question.request,
-                        question.results,
-                        deadline,
-                    )
-                })
+                .then(|| exchange(socket, question, deadline))
                 .transpose()
         };
         let (Some(delegate), Some(thread)) = (self.delegate, thread) else {
-            let connection = dial(self.target, false, deadline)?;
+            let connection = dial(self.target, false, deadline, question.text)?;
             return speak(connection.fd.get(), connection.speaks);
         };
         if let Address::Descriptor(_) = self.target.address {
-            return delegate.only.ask(deadline, speak);
+            return delegate.only.ask(deadline, question.text, speak);
         }
         if let Some(link) = thread.links.find(self.id) {
             let socket = link.fd.load(Ordering::Relaxed);
@@ -881,7 +875,7 @@ impl Asked<'_> {
             }
         }
         let patient = delegate.reached.load(Ordering::Relaxed);
-        let connection = dial(self.target, patient, deadline)?;
+        let connection = dial(self.target, patient, deadline, question.text)?;
         delegate.reached.store(true, Ordering::Relaxed);
         let said = speak(connection.fd.get(), connection.speaks);
         if said.is_ok() {
@@ -895,6 +889,7 @@ impl Only {
     fn ask<T>(
         &self,
         deadline: &Deadline,
+        text: &Text,
         speak: impl FnOnce(c_int, u64) -> core::result::Result<T, Trouble>,
     ) -> core::result::Result<T, Trouble> {
         let _turn = self.lock(deadline)?;
@@ -905,7 +900,7 @@ impl Only {
         let greeted = self.greeted.load(Ordering::Relaxed);
         let said = match greeted {
             true => Ok(()),
-            false => self.greet(socket, deadline),
+            false => self.greet(socket, deadline, text),
         }
         .and_then(|()| speak(socket, self.speaks.load(Ordering::Relaxed)));
         if said.is_err() {
@@ -916,7 +911,12 @@ impl Only {
         said
     }
 
-    fn greet(&self, socket: c_int, deadline: &Deadline) -> core::result::Result<(), Trouble> {
+    fn greet(
+        &self,
+        socket: c_int,
+        deadline: &Deadline,
+        text: &Text,
+    ) -> core::result::Result<(), Trouble> {
         // SAFETY: numbers only.
         let flags = unsafe { libc::fcntl(socket, libc::F_GETFL) };
         if flags & libc::O_NONBLOCK != 0 {
@@ -928,7 +928,7 @@ impl Only {
             tv_usec: (deadline.timeout_ms % 1000 * 1000).into(),
         };
         socket::set_option(socket, libc::SO_RCVTIMEO, &time).map_err(Trouble::Away)?;
-        let speaks = greet(socket, deadline)?;
+        let speaks = greet(socket, deadline, text)?;
         self.speaks.store(speaks, Ordering::Relaxed);
         self.greeted.store(true, Ordering::Relaxed);
         Ok(())
@@ -955,12 +955,12 @@ pub(crate) fn perform(
     let mut request = Request::new();
     operation.request(held, &mut request)?;
     let id = new_request(child);
+    let text = Text::new();
     let question = Question {
-        operation: kind.id,
-        version: kind.version,
-        id,
+        header: Header::new(kind.id, kind.version, request.size(), id),
         request: &request,
         results: operation.results(),
+        text: &text,
     };
     let deadline = Deadline::new(asked.target.timeout_ms);
     let own = thread.filter(|_| !child);
@@ -968,7 +968,7 @@ pub(crate) fn perform(
     request.fixed.erase();
     match said {
         Ok(None) => Ok(Outcome::NotHandled),
-        Ok(Some(said)) => said.outcome(operation),
+        Ok(Some(answer)) => outcome(answer, &text, operation),
         Err(Trouble::Away(_)) if asked.target.optional => Ok(Outcome::NotHandled),
         Err(trouble) => {
             if let (Trouble::Unanswered | Trouble::Broken | Trouble::Garbled(_), Some(thread)) =
@@ -976,7 +976,7 @@ pub(crate) fn perform(
             {
                 thread.request.set(id);
             }
-            Err(trouble.error(operation, asked.target, id))
+            Err(trouble.error(operation, asked.target, id, &text))
         }
     }
 }
@@ -994,51 +994,58 @@ pub(crate) fn ask_outcome(page: &Page, key: Key, request: u64) -> Result<Outcome
     };
     let mut body = Request::new();
     body.fixed.u64(request);
+    let text = Text::new();
     let question = Question {
-        operation: OUTCOME,
-        version: 0,
-        id: new_request(child),
+        header: Header::new(OUTCOME, 0, body.size(), new_request(child)),
         request: &body,
         results: &[],
+        text: &text,
     };
     let what = format_args!("tell what became of request {request:#x}");
     let deadline = Deadline::new(asked.target.timeout_ms);
-    match asked.ask(&question, thread.filter(|_| !child), &deadline) {
-        Ok(Some(said)) => said.outcome(&format_args!("do what request {request:#x} asks for")),
-        Ok(None) => Ok(Outcome::NotHandled),
-        // Asking can be repeated.
-        Err(Trouble::Unanswered) => Err(Trouble::TooLate.error(&what, asked.target, 0)),
-        Err(Trouble::Broken) => Err(Trouble::Away(Errno::ECONNRESET).error(&what, asked.target, 0)),
-        Err(trouble) => Err(trouble.error(&what, asked.target, request)),
-    }
+    let trouble = match asked.ask(&question, thread.filter(|_| !child), &deadline) {
+        Ok(Some(answer)) => {
+            let what = format_args!("do what request {request:#x} asks for");
+            return outcome(answer, &text, &what);
+        }
+        Ok(None) => return Ok(Outcome::NotHandled),
+        // This can be asked again.
+        Err(Trouble::Unanswered) => Trouble::TooLate,
+        Err(Trouble::Broken) => Trouble::Away(Errno::ECONNRESET),
+        Err(trouble) => trouble,
+    };
+    Err(trouble.error(&what, asked.target, request, &text))
 }
 
-impl Said {
-    fn outcome(&self, operation: &dyn fmt::Display) -> Result<Outcome> {
-        let Said { answer, text } = self;
-        match answer.verdict {
-            Verdict::Handled => Ok(Outcome::Done),
-            Verdict::NotHandled => Ok(Outcome::NotHandled),
-            Verdict::Refused => Err(Error::refused(format_args!(
-                "the delegate refused to {operation}: {text}"
-            ))),
-            Verdict::Failed => {
-                let mut error = Error::failed(
-                    answer.errnum,
-                    format_args!("the delegate could not {operation}: {text}"),
-                );
-                error.code = failed_code(answer.code);
-                Err(error)
-            }
-            Verdict::Unknown => Err(Error::unknown_outcome(format_args!(
-                "it is not known whether the delegate did {operation}: {text}"
-            ))),
+fn outcome(answer: Answer, text: &Text, operation: &dyn fmt::Display) -> Result<Outcome> {
+    match answer.verdict {
+        Verdict::Handled => Ok(Outcome::Done),
+        Verdict::NotHandled => Ok(Outcome::NotHandled),
+        Verdict::Refused => Err(Error::refused(format_args!(
+            "the delegate refused to {operation}: {text}"
+        ))),
+        Verdict::Failed => {
+            let mut error = Error::failed(
+                answer.errnum,
+                format_args!("the delegate could not {operation}: {text}"),
+            );
+            error.code = failed_code(answer.code);
+            Err(error)
         }
+        Verdict::Unknown => Err(Error::unknown_outcome(format_args!(
+            "it is not known whether the delegate did {operation}: {text}"
+        ))),
     }
 }
 
 impl Trouble {
-    fn error(self, operation: &dyn fmt::Display, target: &Target, request: u64) -> Error {
+    fn error(
+        self,
+        operation: &dyn fmt::Display,
+        target: &Target,
+        request: u64,
+        text: &Text,
+    ) -> Error {
         let Target {
             address,
             timeout_ms,
@@ -1074,7 +1081,7 @@ impl Trouble {
                      does: {what}"
                 ),
             ),
-            Trouble::Dismissed(text) => Error::refused(format_args!(
+            Trouble::Dismissed => Error::refused(format_args!(
                 "cannot {operation}: the delegate at {address} ended the connection: {text}"
             )),
         }

@@ -2,6 +2,7 @@
 //! Packets and descriptors over a Unix SOCK_SEQPACKET socket, without
 //! allocation and without a point where threads are cancelled.
 
+use core::cell::Cell;
 use core::mem::{size_of, zeroed};
 
 use libc::c_int;
@@ -39,6 +40,14 @@ pub(crate) fn slice_mut(bytes: &mut [u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
+    }
+}
+
+/// As [`slice_mut`], for what others may read as well.
+pub(crate) fn slice_of_cells<T: Copy>(cells: &[Cell<T>]) -> libc::iovec {
+    libc::iovec {
+        iov_base: cells.as_ptr().cast_mut().cast(),
+        iov_len: size_of_val(cells),
     }
 }
 

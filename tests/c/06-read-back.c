@@ -65,7 +65,7 @@ TEST(a_handler_that_grants_less_memory_is_found_out)
 
     expect_error(virInternalProcessSetMaxMemLock(NULL, subject.pid, 65536, 0),
                  VIR_INTERNAL_ERR_READ_BACK, EREMOTEIO,
-                 text("a handler was to limit locked memory of process %d to "
+                 text("a handler or delegate was to limit locked memory of process %d to "
                       "65536 and said that it did, but the kernel says 65535 "
                       "(hard 65535)", subject.pid));
     subject_end(&subject);
