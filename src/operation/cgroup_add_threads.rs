@@ -15,7 +15,7 @@ use crate::capi::cgroup_add_threads::{
 };
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
-use crate::delegate::policy::{Cpus, Subtree};
+use crate::delegate::policy::{Contradiction, Cpus, Subtree, child_name, not_empty};
 use crate::delegate::wire::{Request, bytes_of};
 use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_readable};
 use crate::error::{Error, Result};
@@ -335,6 +335,7 @@ impl fmt::Display for CgroupAddThreads<'_> {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Bounds {
     /// The roles whose threads may be moved.
+    #[serde(deserialize_with = "not_empty")]
     pub roles: Vec<virInternalThreadRole>,
     /// The cgroups that they may be moved to: the peer's own and those below
     /// it, unless this names another.
@@ -349,9 +350,65 @@ pub struct Bounds {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Housekeeping {
     /// Its name.
+    #[serde(deserialize_with = "child_name")]
     pub name: String,
     /// Its CPUs; without this they are those that the request asks for.
     pub cpus: Option<Cpus>,
     /// The CPUs that a request may ask for; needed without `cpus`.
     pub allowed_cpus: Option<Cpus>,
+}
+
+#[cfg(feature = "delegate")]
+impl crate::delegate::policy::Bounds for Bounds {
+    fn check(&self) -> core::result::Result<(), Contradiction> {
+        let Some(housekeeping) = &self.housekeeping else {
+            return Ok(());
+        };
+        let is_vcpu = |role: &_| *role == virInternalThreadRole::VIR_INTERNAL_THREAD_VCPU;
+        let text = match (&housekeeping.cpus, &housekeeping.allowed_cpus) {
+            (None, None) => "it must have cpus or allowed-cpus",
+            (Some(_), Some(_)) => "it must have cpus or allowed-cpus, not both",
+            _ if self.roles.iter().all(is_vcpu) => {
+                "it means nothing without emulator, iothread or helper among the roles"
+            }
+            _ => return Ok(()),
+        };
+        Err(Contradiction::new("housekeeping", text))
+    }
+
+    fn cgroup(&self) -> Option<&Subtree> {
+        self.cgroup.as_ref()
+    }
+}
+
+#[cfg(feature = "delegate")]
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("threads of roles ")?;
+        let mut comma = "";
+        for role in &self.roles {
+            write!(f, "{comma}{}", role.words())?;
+            comma = ", ";
+        }
+        match &self.cgroup {
+            Some(top) => write!(f, " to {top} and below")?,
+            None => f.write_str(" to the peer's own cgroup and below")?,
+        }
+        match &self.housekeeping {
+            Some(housekeeping) => write!(f, "; {housekeeping}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "delegate")]
+impl fmt::Display for Housekeeping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "all but vCPU to its child {}", self.name)?;
+        match (&self.cpus, &self.allowed_cpus) {
+            (Some(cpus), _) => write!(f, ", which has CPUs {cpus}"),
+            (None, Some(cpus)) => write!(f, ", with CPUs as asked for, of {cpus}"),
+            (None, None) => Ok(()),
+        }
+    }
 }

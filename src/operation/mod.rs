@@ -4,6 +4,8 @@
 
 mod limit;
 
+#[cfg(feature = "delegate")]
+use crate::delegate::policy::Bounds;
 use crate::dispatch::Kind;
 
 /// Declares the operations' files, and the list of them.
@@ -21,6 +23,26 @@ macro_rules! operations {
             $(pub $file: Option<$file::Bounds>,)+
         }
 
+        #[cfg(feature = "delegate")]
+        impl Allowed {
+            /// Each operation's name, as a policy has it, and what is allowed
+            /// of it.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, Option<&dyn Bounds>)> {
+                let bounds = [$(self.$file.as_ref().map(|bounds| bounds as &dyn Bounds)),+];
+                Self::NAMES.iter().copied().zip(bounds)
+            }
+
+            /// The operations' names, in the order of their ids.
+            pub const NAMES: &'static [&'static str] = &[$({
+                const SNAKE: &str = stringify!($file);
+                const KEBAB: [u8; SNAKE.len()] = kebab(SNAKE);
+                match core::str::from_utf8(&KEBAB) {
+                    Ok(name) => name,
+                    Err(_) => SNAKE,
+                }
+            }),+];
+        }
+
         /// All operations, in the order of their ids.
         pub static OPERATIONS: &[&Kind] = &[$(&$file::KIND),+];
     };
@@ -34,6 +56,20 @@ operations! {
     process_set_scheduler,
     process_set_affinity,
     cgroup_add_threads,
+}
+
+/// A file's name as a policy has it: with dashes.
+#[cfg(feature = "delegate")]
+const fn kebab<const LENGTH: usize>(snake: &str) -> [u8; LENGTH] {
+    let mut name = [b'-'; LENGTH];
+    let mut index = 0;
+    while index < LENGTH {
+        if snake.as_bytes()[index] != b'_' {
+            name[index] = snake.as_bytes()[index];
+        }
+        index += 1;
+    }
+    name
 }
 
 /// The name of the operation with that id.

@@ -95,3 +95,13 @@ pub struct Bounds {
     /// The CPUs that may be asked for.
     pub cpus: Cpus,
 }
+
+#[cfg(feature = "delegate")]
+impl crate::delegate::policy::Bounds for Bounds {}
+
+#[cfg(feature = "delegate")]
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CPUs {}", self.cpus)
+    }
+}

@@ -75,3 +75,13 @@ pub struct Bounds {
     /// The most that may be asked for.
     pub max: Size,
 }
+
+#[cfg(feature = "delegate")]
+impl crate::delegate::policy::Bounds for Bounds {}
+
+#[cfg(feature = "delegate")]
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up to {}", self.max)
+    }
+}

@@ -9,6 +9,8 @@ use libc::{c_int, c_uint};
 use super::limit;
 use crate::capi::process_set_max_files::{VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalSetMaxFilesHandler};
 use crate::capi::types::virInternalOperation;
+#[cfg(feature = "delegate")]
+use crate::delegate::policy::Contradiction;
 use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
@@ -76,4 +78,28 @@ pub struct Bounds {
     pub max: u32,
     /// Set at least this much, for callers whose own figure is too low.
     pub grant: Option<u32>,
+}
+
+#[cfg(feature = "delegate")]
+impl crate::delegate::policy::Bounds for Bounds {
+    fn check(&self) -> core::result::Result<(), Contradiction> {
+        match self.grant {
+            Some(grant) if grant > self.max => Err(Contradiction::new(
+                "grant",
+                std::format!("it must be at most max, which is {}", self.max),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "delegate")]
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up to {}", self.max)?;
+        match self.grant {
+            Some(grant) => write!(f, "; at least {grant} is set"),
+            None => Ok(()),
+        }
+    }
 }

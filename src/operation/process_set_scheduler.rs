@@ -12,7 +12,7 @@ use crate::capi::process_set_scheduler::{
 };
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
-use crate::delegate::policy::Cpus;
+use crate::delegate::policy::{Contradiction, Cpus, not_empty, priority};
 use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
@@ -93,10 +93,67 @@ impl fmt::Display for ProcessSetScheduler {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Bounds {
     /// The policies that may be asked for.
-    pub policies: Vec<crate::kernel::scheduler::virInternalSchedPolicy>,
+    #[serde(deserialize_with = "not_empty")]
+    pub policies: Vec<virInternalSchedPolicy>,
     /// The highest priority of FIFO and RR; needed when one of them is allowed.
+    #[serde(default, deserialize_with = "priority")]
     pub max_priority: Option<u8>,
     /// FIFO and RR only for threads that run on none but these CPUs; needed
     /// when one of them is allowed.
     pub cpus: Option<Cpus>,
+}
+
+#[cfg(feature = "delegate")]
+impl crate::delegate::policy::Bounds for Bounds {
+    fn check(&self) -> core::result::Result<(), Contradiction> {
+        use virInternalSchedPolicy::{VIR_INTERNAL_SCHED_FIFO, VIR_INTERNAL_SCHED_RR};
+        let is_realtime = |policy| matches!(policy, VIR_INTERNAL_SCHED_FIFO | VIR_INTERNAL_SCHED_RR);
+        let realtime = self.policies.iter().copied().any(is_realtime);
+        let fields = [
+            ("max-priority", self.max_priority.is_some(), "1 to 99"),
+            ("cpus", self.cpus.is_some(), "where such threads may run"),
+        ];
+        for (field, is_there, what) in fields {
+            let text = match (realtime, is_there) {
+                (true, false) => std::format!("fifo and rr need it: {what}"),
+                (false, true) => "it means nothing without fifo or rr among the policies".into(),
+                _ => continue,
+            };
+            return Err(Contradiction::new(field, text));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "delegate")]
+impl fmt::Display for Bounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("policies ")?;
+        let mut comma = "";
+        for policy in &self.policies {
+            write!(f, "{comma}{}", name(*policy))?;
+            comma = ", ";
+        }
+        if let Some(priority) = self.max_priority {
+            write!(f, "; fifo and rr with priority 1 to {priority}")?;
+        }
+        match &self.cpus {
+            Some(cpus) => write!(f, " and only for threads on CPUs {cpus}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A scheduling policy's name, as a policy of a delegate has it.
+#[cfg(feature = "delegate")]
+fn name(policy: virInternalSchedPolicy) -> &'static str {
+    use virInternalSchedPolicy::*;
+    match policy {
+        VIR_INTERNAL_SCHED_NONE => "none",
+        VIR_INTERNAL_SCHED_BATCH => "batch",
+        VIR_INTERNAL_SCHED_IDLE => "idle",
+        VIR_INTERNAL_SCHED_FIFO => "fifo",
+        VIR_INTERNAL_SCHED_RR => "rr",
+        VIR_INTERNAL_SCHED_OTHER => "other",
+    }
 }
