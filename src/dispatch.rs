@@ -65,6 +65,17 @@ pub(crate) trait Operation: fmt::Display {
     /// Does it, with libvirt's semantics.
     fn direct(&self) -> Result<()>;
 
+    /// Does it as a delegate: so that it can be undone.
+    #[cfg(feature = "delegate")]
+    fn act(&self) -> Result<()> {
+        self.direct()
+    }
+
+    /// Undoes it where it was done to another process, which has the number by
+    /// now that was asked about.
+    #[cfg(feature = "delegate")]
+    fn undo(&self) {}
+
     /// What a delegate is told: the body of a message, and descriptors.
     fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()>;
 
@@ -117,6 +128,9 @@ pub(crate) enum Direct {
     Forbidden,
 }
 
+/// What handlers and delegates are set for that are for every connection.
+const EVERY_CONNECTION: Key = 0;
+
 /// Has `operation` done.
 #[inline(always)]
 pub(crate) fn dispatch(
@@ -164,6 +178,37 @@ fn ask(
     .run(conn, direct)
 }
 
+/// Has `operation` done as a delegate, to what `held` is of: by a handler of
+/// this process, else by the kernel. What the kernel has then is read in any
+/// case.
+#[cfg(feature = "delegate")]
+pub(crate) fn serve(
+    kind: &'static Kind,
+    operation: &impl Operation,
+    held: Option<Held>,
+) -> Result<Outcome> {
+    let page = crate::fork::page()?;
+    let (child, thread) = thread::own_of_any(page);
+    let full;
+    let inside = match thread {
+        Some(thread) => &thread.inside,
+        None => {
+            full = Inside::full();
+            &full
+        }
+    };
+    let chain = Chain {
+        page,
+        kind,
+        operation,
+        thread,
+        inside,
+        child,
+    };
+    let done = chain.serve(held);
+    done.inspect_err(|error| operation.failed(error.errnum))
+}
+
 /// Ends the process if a handler was left by longjmp(): it counts as running
 /// for ever, so that removing it would never end.
 #[inline(always)]
@@ -196,7 +241,6 @@ impl<'a, O: Operation> Chain<'a, O> {
     // system call, where the processor has forgotten where it led.
     #[inline(always)]
     fn run(&self, conn: Key, direct: Direct) -> Result<Outcome> {
-        const EVERY_CONNECTION: Key = 0;
         let Chain { operation, .. } = *self;
         let keys = [conn, EVERY_CONNECTION];
         let keys = match conn {
@@ -208,32 +252,8 @@ impl<'a, O: Operation> Chain<'a, O> {
         }
         let mut held = None;
         let mut passed_over = false;
-        for &key in keys {
-            let Some(call) = self.enter(key) else {
-                continue;
-            };
-            if self.child && !call.handler.fork_safe {
-                passed_over = true;
-                continue;
-            }
-            if let Err(error) = hold(&mut held, operation) {
-                if let Some(thread) = self.thread {
-                    thread.keep_message(|| drop(call));
-                }
-                return Err(error);
-            }
-            let answer = self.call(&call);
-            // A lock may be held here for ever.
-            if !self.child && self.page.is_wiped() {
-                core::mem::forget(call);
-                return Err(Error::forked(format_args!(
-                    "cannot {operation}: the handler forked, and returned in the child"
-                )));
-            }
-            drop(call);
-            if outcome(operation, answer)? == Outcome::Done {
-                return self.read_back(&held);
-            }
+        if self.ask_handlers(keys, &mut held, &mut passed_over)? == Outcome::Done {
+            return self.read_back(&held);
         }
         if client::is_any() {
             for &key in keys {
@@ -256,6 +276,59 @@ impl<'a, O: Operation> Chain<'a, O> {
         operation.direct()?;
         require_still(&held)?;
         Ok(Outcome::Done)
+    }
+
+    /// As a delegate, for which others' delegates are none.
+    #[cfg(feature = "delegate")]
+    fn serve(&self, mut held: Option<Held>) -> Result<Outcome> {
+        let Chain { operation, .. } = *self;
+        let mut passed_over = false;
+        if self.ask_handlers(&[EVERY_CONNECTION], &mut held, &mut passed_over)? != Outcome::Done {
+            require_still(&held)?;
+            operation.act()?;
+        }
+        let read_back = operation.read_back();
+        require_still(&held).inspect_err(|_| operation.undo())?;
+        read_back.map(|()| Outcome::Done)
+    }
+
+    /// Asks the handlers that are set for `keys`, one after the other.
+    #[inline(always)]
+    fn ask_handlers(
+        &self,
+        keys: &[Key],
+        held: &mut Option<Held>,
+        passed_over: &mut bool,
+    ) -> Result<Outcome> {
+        let Chain { operation, .. } = *self;
+        for &key in keys {
+            let Some(call) = self.enter(key) else {
+                continue;
+            };
+            if self.child && !call.handler.fork_safe {
+                *passed_over = true;
+                continue;
+            }
+            if let Err(error) = hold(held, operation) {
+                if let Some(thread) = self.thread {
+                    thread.keep_message(|| drop(call));
+                }
+                return Err(error);
+            }
+            let answer = self.call(&call);
+            // A lock may be held here for ever.
+            if !self.child && self.page.is_wiped() {
+                core::mem::forget(call);
+                return Err(Error::forked(format_args!(
+                    "cannot {operation}: the handler forked, and returned in the child"
+                )));
+            }
+            drop(call);
+            if outcome(operation, answer)? == Outcome::Done {
+                return Ok(Outcome::Done);
+            }
+        }
+        Ok(Outcome::NotHandled)
     }
 
     /// Somebody said that it is done.

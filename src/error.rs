@@ -67,6 +67,12 @@ impl Message {
         message
     }
 
+    #[cfg(feature = "delegate")]
+    pub(crate) fn to_string(&self) -> alloc::string::String {
+        let text = &self.text[..usize::from(self.length)];
+        alloc::string::String::from_utf8_lossy(text).into_owned()
+    }
+
     /// The message as a C string, which lives as long as the message does.
     pub(crate) fn as_ptr(&self) -> *const libc::c_char {
         self.text.as_ptr().cast()

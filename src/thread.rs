@@ -446,6 +446,13 @@ pub(crate) fn last_error(page: &Page) -> Option<*mut virInternalError> {
     }
 }
 
+/// The message of this thread's last error.
+#[cfg(feature = "delegate")]
+pub(crate) fn own_message() -> alloc::string::String {
+    // SAFETY: only this thread comes here; copied before it is written again.
+    unsafe { (*own().error.get()).message.to_string() }
+}
+
 /// As `virInternalGetLastRequest()`.
 pub(crate) fn last_request() -> u64 {
     any(fork::page_if_made()).map_or(0, |thread| thread.request.get())

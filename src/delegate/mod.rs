@@ -7,11 +7,14 @@
 //! | `client` | connecting to a delegate, asking it |
 //! | `wire` | the messages |
 //! | `socket` | packets and descriptors over a socket |
+//! | `server` | listening, and doing what is asked |
 //! | `policy` | who may have what done, read from a TOML file |
 
 pub(crate) mod address;
 pub(crate) mod client;
 #[cfg(feature = "delegate")]
 pub mod policy;
+#[cfg(feature = "delegate")]
+pub mod server;
 pub(crate) mod socket;
 pub(crate) mod wire;

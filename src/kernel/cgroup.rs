@@ -66,8 +66,9 @@ impl core::fmt::Display for Shown<'_> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Version {
+/// A version of cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
     V1,
     V2,
 }
@@ -79,6 +80,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// The one that `directory` is open for.
+    #[cfg(feature = "delegate")]
+    pub(crate) fn of(directory: Fd, version: Version) -> Group {
+        Group { directory, version }
+    }
+
     /// Opens the directory of a cgroup, and nothing else.
     pub(crate) fn open(path: GroupPath<'_>) -> Result<Group> {
         let failed = |errnum| Error::failed(errnum, format_args!("cannot open the cgroup {path}"));

@@ -25,6 +25,13 @@ impl Fd {
         Fd(fd as c_int)
     }
 
+    /// A new one that counts events.
+    #[cfg(feature = "delegate")]
+    pub(crate) fn event() -> Result<Fd, Errno> {
+        // SAFETY: numbers only; the kernel returns a new descriptor.
+        unsafe { check(libc::eventfd(0, libc::EFD_CLOEXEC)).map(|fd| Fd::new(fd)) }
+    }
+
     pub(crate) fn get(&self) -> c_int {
         self.0
     }

@@ -188,6 +188,16 @@ impl Held {
         })
     }
 
+    /// Holds a process, and maybe a thread, by descriptors that a client sent.
+    #[cfg(feature = "delegate")]
+    pub(crate) fn received(pid: Pid, process: Fd, thread: Option<(Task, Option<Fd>)>) -> Held {
+        Held {
+            pid,
+            process,
+            thread,
+        }
+    }
+
     /// Holds a process and a thread that must be one of its own.
     pub(crate) fn task(task: Task) -> Result<Held> {
         let mut held = Held::process(task.pid)?;
@@ -235,7 +245,7 @@ impl Held {
 }
 
 #[inline(always)]
-fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> core::result::Result<Fd, Errno> {
+pub(crate) fn pidfd_open(id: libc::pid_t, flags: libc::c_uint) -> core::result::Result<Fd, Errno> {
     // SAFETY: numbers only; the kernel returns a new descriptor, close-on-exec.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, id, flags) })?;
     // SAFETY: just opened.
@@ -263,7 +273,7 @@ fn open_pidfd(pid: Pid) -> Result<Fd> {
 
 /// Whether the process or thread has exited, be it reaped or not.
 #[inline(always)]
-fn has_exited(pidfd: &Fd) -> Result<bool> {
+pub(crate) fn has_exited(pidfd: &Fd) -> Result<bool> {
     let mut poll = libc::pollfd {
         fd: pidfd.get(),
         events: libc::POLLIN,

@@ -17,6 +17,8 @@ use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::process::{Held, Task};
+#[cfg(feature = "delegate")]
+use crate::kernel::scheduler::virInternalSchedPolicy;
 use crate::kernel::scheduler::{self, Schedule};
 use crate::registry::Code;
 

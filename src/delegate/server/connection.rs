@@ -1,0 +1,573 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! One connection, on a thread of its own: what a peer sends may block whoever
+//! examines or closes it, and then blocks nobody else.
+
+use std::cell::Cell;
+use std::fs;
+use std::mem::size_of;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use libc::c_int;
+
+use super::Shared;
+use super::audit::Record;
+use super::peer::Peer;
+use super::pidfd::{self, Info};
+use super::scope::Connected;
+use super::serve::{Asked, Lists, Serve, Subject, Unfit};
+use crate::delegate::policy::{Denied, Hierarchy, Policy, Rule};
+use crate::delegate::socket;
+use crate::delegate::wire::{
+    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, Spoken, TEXT_MAX, Verdict,
+    bytes_of, erase, hello, read_hello,
+};
+use crate::dispatch::{self, Operation, Outcome};
+use crate::errno::Errno;
+use crate::error::{Code, Error};
+use crate::kernel::file::Fd;
+use crate::kernel::memory;
+use crate::operation::{self, Allowed, OPERATIONS};
+use crate::thread;
+
+/// How long a peer may take to say hello.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+
+/// How long a peer may take to make room for an answer.
+const SEND_TIME: Duration = Duration::from_secs(2);
+
+/// Why a connection ends.
+pub(crate) enum End {
+    /// The peer, or the delegate, closed it.
+    Closed,
+    /// It sent what cannot be understood.
+    Malformed(Malformed),
+}
+
+impl From<Malformed> for End {
+    fn from(malformed: Malformed) -> End {
+        End::Malformed(malformed)
+    }
+}
+
+/// Serves a connection until it ends.
+pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Option<String>) {
+    let policy = shared.policy();
+    let known = match peer {
+        Some(peer) => Ok(peer),
+        None => Peer::of(socket.get(), &policy.hierarchy, label),
+    };
+    let peer = match known {
+        Ok(peer) => peer,
+        Err(unknown) => return shared.dismiss(socket, &unknown.to_string()),
+    };
+    let quota = policy.quota_for(&peer.facts());
+    drop(policy);
+    let connected = match shared.scopes.connect(&peer, quota) {
+        Ok(connected) => connected,
+        Err(exhausted) => return shared.dismiss(socket, &exhausted.to_string()),
+    };
+    shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
+    let Ok(buffer) = Buffer::new() else {
+        return shared.dismiss(socket, "the delegate has no memory left");
+    };
+    let connection = Connection {
+        shared,
+        socket,
+        peer,
+        connected,
+        buffer,
+        texts: Texts::default(),
+        cgroup: None,
+    };
+    connection.run();
+}
+
+impl Shared {
+    /// Tells a peer why it is not served.
+    fn dismiss(&self, socket: &Fd, text: &str) {
+        self.metrics
+            .connections_refused
+            .fetch_add(1, Ordering::Relaxed);
+        let _ = allow_descriptors(socket, false);
+        goodbye(socket, 0, text);
+    }
+}
+
+/// Whether a peer can send descriptors, where the kernel can forbid it (Linux
+/// 6.16): what is never read must not be closed here.
+pub(super) fn allow_descriptors(socket: &Fd, allow: bool) -> Result<(), Errno> {
+    const SO_PASSRIGHTS: c_int = 83;
+    socket::set_option(socket.get(), SO_PASSRIGHTS, &c_int::from(allow))
+}
+
+/// The last words on a connection: an answer to what is no request.
+fn goodbye(socket: &Fd, request: u64, text: &str) {
+    let answer = Answer {
+        verdict: Verdict::Refused,
+        code: Code::VIR_INTERNAL_ERR_REFUSED as u32,
+        errnum: Errno::EPERM,
+        results: 0,
+        text: 0,
+    };
+    let _ = send(socket, OUTCOME, 0, request, answer, &[], text);
+}
+
+fn send(
+    socket: &Fd,
+    operation: u32,
+    version: u32,
+    request: u64,
+    mut answer: Answer,
+    results: &[c_int],
+    text: &str,
+) -> Result<(), Errno> {
+    let text = &text.as_bytes()[..text.floor_char_boundary(TEXT_MAX)];
+    answer.text = text.len() as u32;
+    answer.results = results.len() as u32;
+    let results = bytes_of(results);
+    let body = answer.write();
+    let size = body.as_bytes().len() + results.len() + text.len();
+    let header = Header::new(operation, version, size, request);
+    let buffers = [header.as_bytes(), body.as_bytes(), results, text].map(socket::slice);
+    loop {
+        // SAFETY: slices.
+        match unsafe { socket::send(socket.get(), &buffers, &[], 0) } {
+            Err(Errno::EINTR) => {}
+            sent => return sent,
+        }
+    }
+}
+
+/// Where messages are received. Mapped, so that no more of it is in use than
+/// the longest message so far.
+struct Buffer(*mut u8);
+
+const MESSAGE_MAX: usize = size_of::<Header>() + BODY_MAX;
+
+impl Buffer {
+    fn new() -> Result<Buffer, Errno> {
+        memory::map(MESSAGE_MAX).map(|mapping| Buffer(mapping.cast()))
+    }
+
+    fn get(&mut self) -> &mut [u8] {
+        // SAFETY: as large as that, zeroed, and reached through `self` only.
+        unsafe { std::slice::from_raw_parts_mut(self.0, MESSAGE_MAX) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and no reference is left.
+        unsafe { memory::unmap(self.0.cast(), MESSAGE_MAX) };
+    }
+}
+
+/// Texts that each operation makes anew.
+#[derive(Default)]
+struct Texts {
+    asked: String,
+    before: String,
+    after: String,
+    line: String,
+}
+
+impl Texts {
+    fn clear(&mut self) {
+        for text in [&mut self.asked, &mut self.before, &mut self.after] {
+            text.clear();
+        }
+    }
+}
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    socket: &'a Fd,
+    peer: Peer,
+    connected: Connected<'a>,
+    buffer: Buffer,
+    texts: Texts,
+    /// The cgroup that a target was in last, by its number.
+    cgroup: Option<(u64, String)>,
+}
+
+impl Connection<'_> {
+    fn run(mut self) {
+        let ended = self.greet().and_then(|()| {
+            loop {
+                self.next()?;
+            }
+        });
+        let Err(end) = ended as Result<std::convert::Infallible, End> else {
+            return;
+        };
+        if let End::Malformed(Malformed(what)) = end {
+            let shared = self.shared;
+            shared.metrics.malformed.fetch_add(1, Ordering::Relaxed);
+            goodbye(self.socket, 0, what);
+        }
+    }
+
+    /// Both sides say hello.
+    fn greet(&mut self) -> Result<(), End> {
+        let _ = allow_descriptors(self.socket, true);
+        self.set_time(libc::SO_SNDTIMEO, SEND_TIME)?;
+        self.set_time(libc::SO_RCVTIMEO, HELLO_TIME)?;
+        let (length, descriptors) = self.receive()?;
+        let (header, body) = Header::split(&self.buffer.get()[..length])?;
+        if header.operation != HELLO {
+            return Err(Malformed("the first message is not a hello").into());
+        }
+        if !descriptors.is_empty() {
+            return Err(Malformed("a hello has no descriptors").into());
+        }
+        read_hello(body, |_| {})?;
+        let body = hello(OPERATIONS.iter().map(|kind| Spoken {
+            operation: kind.id,
+            lowest: kind.version,
+            highest: kind.version,
+        }));
+        let header = Header::new(HELLO, 0, body.as_bytes().len(), header.request);
+        let buffers = [header.as_bytes(), body.as_bytes()].map(socket::slice);
+        // SAFETY: slices.
+        unsafe { socket::send(self.socket.get(), &buffers, &[], 0) }.map_err(|_| End::Closed)?;
+        self.set_time(libc::SO_RCVTIMEO, Duration::ZERO)
+    }
+
+    /// Zero: any time.
+    fn set_time(&self, option: c_int, time: Duration) -> Result<(), End> {
+        let time = libc::timeval {
+            tv_sec: time.as_secs() as libc::time_t,
+            tv_usec: time.subsec_micros().into(),
+        };
+        socket::set_option(self.socket.get(), option, &time).map_err(|_| End::Closed)
+    }
+
+    /// Receives one message: its length, and the descriptors that came along.
+    fn receive(&mut self) -> Result<(usize, Vec<Fd>), End> {
+        let buffers = [socket::slice_mut(self.buffer.get())];
+        let received = loop {
+            // SAFETY: a slice that nobody else uses.
+            match unsafe { socket::receive(self.socket.get(), &buffers, 0) } {
+                Ok(received) => break received,
+                Err(Errno::EINTR) => {}
+                Err(_) => return Err(End::Closed),
+            }
+        };
+        match received.length {
+            _ if received.cut => {
+                Err(Malformed("the message is longer than 32800 bytes, or has too many descriptors").into())
+            }
+            0 => Err(End::Closed),
+            length => Ok((length, received.descriptors.into_iter().flatten().collect())),
+        }
+    }
+
+    /// Receives one request and answers it.
+    fn next(&mut self) -> Result<(), End> {
+        let (length, descriptors) = self.receive()?;
+        let start = Instant::now();
+        // The texts and the buffer are used side by side.
+        let mut texts = std::mem::take(&mut self.texts);
+        let mut cgroup = self.cgroup.take();
+        let message = self.buffer.get() as *mut [u8];
+        // SAFETY: the buffer is this connection's, and nothing receives into
+        // it before the request is answered.
+        let message = unsafe { &mut (*message)[..length] };
+        let done = self.answer(message, descriptors, start, &mut texts, &mut cgroup);
+        erase(message);
+        self.texts = texts;
+        self.cgroup = cgroup;
+        done
+    }
+
+    fn answer(
+        &self,
+        message: &[u8],
+        descriptors: Vec<Fd>,
+        start: Instant,
+        texts: &mut Texts,
+        cgroup: &mut Option<(u64, String)>,
+    ) -> Result<(), End> {
+        let (header, body) = Header::split(message)?;
+        match header.operation {
+            HELLO => Err(Malformed("there is a second hello").into()),
+            OUTCOME => self.tell_outcome(header, body, &descriptors),
+            id => {
+                let Some(kind) = OPERATIONS.iter().find(|kind| kind.id == id) else {
+                    return self.reply(header, Said::not_handled());
+                };
+                if header.version != kind.version {
+                    let text = format!(
+                        "the request is of version {} of {}, this delegate has version {}",
+                        header.version, kind.name, kind.version
+                    );
+                    let code = Code::VIR_INTERNAL_ERR_VERSION;
+                    return self.reply(header, Said::failed(code, Errno::EPROTONOSUPPORT, text));
+                }
+                let policy = self.shared.policy();
+                let job = Job {
+                    connection: self,
+                    policy: &policy,
+                    kind,
+                    header,
+                    body,
+                    descriptors,
+                    start,
+                    lists: &Lists::default(),
+                    texts,
+                    cgroup,
+                };
+                operation::serve(job)
+            }
+        }
+    }
+
+    /// What became of an earlier request of this scope.
+    fn tell_outcome(&self, header: Header, body: &[u8], descriptors: &[Fd]) -> Result<(), End> {
+        let mut reader = Reader(body);
+        let request = reader.u64()?;
+        reader.end()?;
+        if !descriptors.is_empty() {
+            return Err(Malformed("a question has no descriptors").into());
+        }
+        let scope = &self.connected.scope;
+        let unknown = |text: &str| {
+            let answer = Answer {
+                verdict: Verdict::Unknown,
+                ..Said::not_handled().answer
+            };
+            (answer, text.to_owned())
+        };
+        let (answer, text) = match scope.outcome(request) {
+            Some(outcome) => outcome,
+            None if scope.is_running(request) => unknown("it is still working on it"),
+            None => unknown("it does not know of that request, or not any more"),
+        };
+        self.reply(
+            header,
+            Said {
+                answer,
+                text,
+                results: Vec::new(),
+            },
+        )
+    }
+
+    fn reply(&self, header: Header, said: Said) -> Result<(), End> {
+        let Header {
+            operation,
+            version,
+            request,
+            ..
+        } = header;
+        let Said {
+            answer,
+            text,
+            results,
+        } = said;
+        send(self.socket, operation, version, request, answer, &results, &text)
+            .map_err(|_| End::Closed)
+    }
+}
+
+/// What a request is answered.
+struct Said {
+    answer: Answer,
+    text: String,
+    results: Vec<c_int>,
+}
+
+impl Said {
+    fn new(verdict: Verdict, code: u32, errnum: Errno, text: String) -> Said {
+        Said {
+            answer: Answer {
+                verdict,
+                code,
+                errnum,
+                results: 0,
+                text: 0,
+            },
+            text,
+            results: Vec::new(),
+        }
+    }
+
+    fn handled() -> Said {
+        Said::new(Verdict::Handled, 0, Errno(0), String::new())
+    }
+
+    fn not_handled() -> Said {
+        Said::new(Verdict::NotHandled, 0, Errno(0), String::new())
+    }
+
+    fn failed(code: Code, errnum: Errno, text: String) -> Said {
+        Said::new(Verdict::Failed, code as u32, errnum, text)
+    }
+
+    fn refused(text: String) -> Said {
+        let code = Code::VIR_INTERNAL_ERR_REFUSED as u32;
+        Said::new(Verdict::Refused, code, Errno::EPERM, text)
+    }
+
+    /// With what became of each thread.
+    fn with_results(mut self, operation: &impl Operation) -> Said {
+        self.results = operation.results().iter().map(Cell::get).collect();
+        self
+    }
+
+    /// An error of the library's, whose text this thread has.
+    fn error(error: Error) -> Said {
+        Said::failed(error.code, error.errnum, thread::own_message())
+    }
+}
+
+/// A request that is being worked on.
+pub(crate) struct Job<'a> {
+    connection: &'a Connection<'a>,
+    policy: &'a Policy,
+    kind: &'static dispatch::Kind,
+    header: Header,
+    body: &'a [u8],
+    descriptors: Vec<Fd>,
+    start: Instant,
+    lists: &'a Lists,
+    texts: &'a mut Texts,
+    cgroup: &'a mut Option<(u64, String)>,
+}
+
+/// How a job ended: the connection goes on, or not.
+pub(crate) type Done = Result<(), End>;
+
+impl<'a> Job<'a> {
+    /// Reads the request, has it permitted, done and proved, and leaves a line.
+    pub(crate) fn serve<O: Serve<'a>>(self) -> Done {
+        let Job {
+            connection,
+            policy,
+            header,
+            ref mut texts,
+            ..
+        } = self;
+        let Connection { shared, peer, .. } = connection;
+        texts.clear();
+        let mut subject = Subject::new(peer, self.descriptors, self.lists);
+        let mut body = Reader(self.body);
+        let read = O::read(&mut body, &mut subject).and_then(|operation| {
+            body.end()?;
+            subject.end()?;
+            Ok(operation)
+        });
+        let target = subject.info();
+        let by_number = subject.is_by_number();
+        let (mut rule, mut cgroup) = (None, "");
+        let quota = policy.quota_for(&peer.facts());
+        let running = connection.connected.scope.begin(header.request, quota);
+        let said = match (read, &running) {
+            (Err(Unfit::Malformed(malformed)), _) => return Err(malformed.into()),
+            (_, Err(exhausted)) => Said::refused(exhausted.to_string()),
+            (Err(Unfit::Error(error)), _) => Said::error(error),
+            (Ok(mut operation), Ok(_)) => {
+                // A String takes everything.
+                let _ = operation.asked(&mut texts.asked);
+                cgroup = match cgroup_of(&subject, &policy.hierarchy, self.cgroup) {
+                    Ok(cgroup) => cgroup,
+                    Err(error) => return connection.reply(header, Said::error(error)),
+                };
+                match permit(&mut operation, policy, peer, target, cgroup) {
+                    Err(denied) => Said::refused(denied.to_string()).with_results(&operation),
+                    Ok(permitting) => {
+                        rule = Some(permitting.name.as_str());
+                        let _ = operation.state(&mut texts.before);
+                        let done = dispatch::serve(self.kind, &operation, subject.hold());
+                        let said = match done {
+                            Ok(Outcome::Done) => Said::handled(),
+                            Ok(Outcome::NotHandled) => Said::not_handled(),
+                            Err(error) => Said::error(error),
+                        };
+                        let _ = operation.state(&mut texts.after);
+                        said.with_results(&operation)
+                    }
+                }
+            }
+        };
+        let duration = self.start.elapsed();
+        let verdict = said.answer.verdict;
+        shared.metrics.count(self.kind.id, verdict, duration);
+        let record = Record {
+            request: header.request,
+            peer,
+            operation: Allowed::NAMES[self.kind.id as usize - 1],
+            target,
+            target_cgroup: cgroup,
+            asked: &texts.asked,
+            before: &texts.before,
+            after: &texts.after,
+            answer: said.answer,
+            text: &said.text,
+            rule,
+            duration,
+            by_number,
+        };
+        shared.audit(&record, &mut texts.line);
+        if let Ok(running) = running {
+            running.end(said.answer, &said.text);
+        }
+        connection.reply(header, said)
+    }
+}
+
+/// The rule that permits an operation.
+fn permit<'p, 'm, O: Serve<'m>>(
+    operation: &mut O,
+    policy: &'p Policy,
+    peer: &Peer,
+    target: Option<Info>,
+    cgroup: &str,
+) -> Result<&'p Rule, Denied> {
+    let facts = peer.facts();
+    let decided = policy.decide(&facts, |rule| {
+        let name = O::NAME;
+        let bounds = O::bounds(&rule.allowed).ok_or_else(|| rule.not_allowed(name))?;
+        let uid = target.map_or(u32::MAX, |target| target.uid);
+        rule.permits_target(&facts, cgroup, uid)?;
+        operation.permit(bounds, &Asked { peer, facts, rule })
+    });
+    decided.map(|(rule, ())| rule)
+}
+
+/// The cgroup of the process that a request is about.
+fn cgroup_of<'c>(
+    subject: &Subject<'_>,
+    hierarchy: &Hierarchy,
+    known: &'c mut Option<(u64, String)>,
+) -> Result<&'c str, Error> {
+    let (Some(info), Some(pidfd)) = (subject.info(), subject.descriptor()) else {
+        return Ok("");
+    };
+    let number = info.cgroup.filter(|_| *hierarchy == Hierarchy::V2);
+    let is_known = matches!((&*known, number), (Some((known, _)), Some(number)) if *known == number);
+    if !is_known {
+        let gone = || Error::no_process(format_args!("process {} is no more", info.pid));
+        let failed = |errnum| {
+            Error::failed(
+                errnum,
+                format_args!("cannot tell the cgroup of process {}", info.pid),
+            )
+        };
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", info.pid));
+        let text = text.map_err(|error| match pidfd::errno(error) {
+            Errno::ESRCH => gone(),
+            errnum => failed(errnum),
+        })?;
+        // It was that very process's, and it was not moved meanwhile.
+        let after = pidfd::info(pidfd).map_err(|_| gone())?;
+        if after.cgroup != info.cgroup {
+            return Err(failed(Errno::EAGAIN));
+        }
+        let path = hierarchy.path_in(&text).unwrap_or_default();
+        // A number that nothing has: what is not known is read again.
+        *known = Some((number.unwrap_or(0), path.to_owned()));
+    }
+    Ok(known.as_ref().map_or("", |(_, path)| path))
+}

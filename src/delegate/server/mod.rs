@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! The side that does it: a delegate, in any privileged program.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `listener` | the sockets that peers connect to |
+//! | `connection` | a thread for each connection: reads requests, answers them |
+//! | `peer` | who is at the other end, as the kernel says |
+//! | `serve` | what an operation tells of itself, and what a request is about |
+//! | `pidfd`, `cgroupfs` | processes, threads and cgroups by descriptors |
+//! | `scope` | quotas, and what became of requests |
+//! | `audit`, `metrics` | what was done, in lines and in numbers |
+
+mod audit;
+mod cgroupfs;
+pub(crate) mod connection;
+mod listener;
+mod metrics;
+mod peer;
+mod pidfd;
+mod scope;
+pub(crate) mod serve;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+pub use audit::Audit;
+use audit::Record;
+use listener::Listener;
+use metrics::Metrics;
+use scope::Scopes;
+
+use super::policy::Policy;
+use crate::kernel::file::Fd;
+
+/// A delegate: it listens, and does what peers ask for within its policy. All
+/// of it may be called by any thread, at any time.
+#[derive(Clone)]
+pub struct Server(Arc<Shared>);
+
+pub(crate) struct Shared {
+    policy: RwLock<Arc<Policy>>,
+    audit: RwLock<Audit>,
+    metrics: Metrics,
+    scopes: Scopes,
+    listeners: Mutex<Vec<Arc<Listener>>>,
+    connections: Mutex<Connections>,
+    /// A connection ended.
+    ended: Condvar,
+    /// Written to when the listeners change, or the delegate is to stop.
+    wake: Fd,
+    stopped: AtomicBool,
+}
+
+/// The open connections, by a number of our own.
+#[derive(Default)]
+struct Connections {
+    last: u64,
+    open: HashMap<u64, (Arc<Fd>, Option<String>)>,
+}
+
+/// How many connections there can be of all peers together.
+const CONNECTIONS_MAX: usize = 8192;
+
+/// The stack of a connection's thread: it holds the results of 3000 threads
+/// a few times.
+const STACK: usize = 256 * 1024;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Server {
+    /// A delegate that does not listen yet.
+    pub fn new(policy: Policy, audit: Audit) -> io::Result<Server> {
+        Ok(Server(Arc::new(Shared {
+            policy: RwLock::new(Arc::new(policy)),
+            audit: RwLock::new(audit),
+            metrics: Metrics::new(),
+            scopes: Scopes::default(),
+            listeners: Mutex::default(),
+            connections: Mutex::default(),
+            ended: Condvar::new(),
+            wake: Fd::event().map_err(|errnum| io::Error::from_raw_os_error(errnum.0))?,
+            stopped: AtomicBool::new(false),
+        })))
+    }
+
+    /// Listens on `unix:/path`, or on `fd:NUMBER`, a socket that listens
+    /// already. `label` is what rules, quotas and audit lines know its peers
+    /// by.
+    pub fn listen(&self, address: &str, label: Option<&str>) -> io::Result<()> {
+        self.add(Listener::open(address, label)?)
+    }
+
+    /// Takes over a socket that listens already.
+    pub fn listen_on(&self, socket: OwnedFd, name: &str, label: Option<&str>) -> io::Result<()> {
+        self.add(Listener::adopt(socket, name, label)?)
+    }
+
+    fn add(&self, listener: Listener) -> io::Result<()> {
+        let mut listeners = lock(&self.0.listeners);
+        if listeners.iter().any(|other| other.name == listener.name) {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("{} is listened on already", listener.name),
+            ));
+        }
+        listeners.push(Arc::new(listener));
+        drop(listeners);
+        self.0.wake_up();
+        Ok(())
+    }
+
+    /// Stops listening on that address, and ends the connections that were
+    /// made there, each after what it is doing. Whether it was listened on.
+    pub fn unlisten(&self, address: &str) -> bool {
+        let mut listeners = lock(&self.0.listeners);
+        let Some(index) = listeners.iter().position(|listener| listener.name == address) else {
+            return false;
+        };
+        let listener = listeners.remove(index);
+        drop(listeners);
+        self.0.wake_up();
+        self.0.end_connections(|name| name.as_deref() == Some(&*listener.name));
+        true
+    }
+
+    /// Puts another policy in force: for every request from now on.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.0.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// Has audit lines go elsewhere.
+    pub fn set_audit(&self, audit: Audit) {
+        *self.0.audit.write().unwrap_or_else(PoisonError::into_inner) = audit;
+    }
+
+    /// The counters, in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let (scopes, connections) = self.0.scopes.count();
+        self.0.metrics.text(scopes, connections)
+    }
+
+    /// Accepts connections until [`stop`](Self::stop); then ends those that
+    /// are open, each after what it is doing.
+    pub fn run(&self) -> io::Result<()> {
+        while !self.0.stopped.load(Ordering::Acquire) {
+            let listeners = lock(&self.0.listeners).clone();
+            for listener in listener::wait(&listeners, &self.0.wake)? {
+                while let Some(socket) = listener.accept() {
+                    self.serve(socket, listener);
+                }
+            }
+        }
+        lock(&self.0.listeners).clear();
+        self.0.end_connections(|_| true);
+        let open = lock(&self.0.connections);
+        // What a peer sent may block whoever closes it, even for ever.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let _ = self
+            .0
+            .ended
+            .wait_timeout_while(open, PATIENCE, |connections| !connections.open.is_empty());
+        Ok(())
+    }
+
+    /// Ends [`run`](Self::run). Async-signal-safe.
+    pub fn stop(&self) {
+        self.0.stopped.store(true, Ordering::Release);
+        self.0.wake_up();
+    }
+
+    /// Serves a connection on a thread of its own.
+    fn serve(&self, socket: Fd, listener: &Listener) {
+        let socket = Arc::new(socket);
+        let mut connections = lock(&self.0.connections);
+        connections.last += 1;
+        let number = connections.last;
+        if connections.open.len() >= CONNECTIONS_MAX {
+            return;
+        }
+        let name = Some(listener.name.clone());
+        connections.open.insert(number, (Arc::clone(&socket), name));
+        drop(connections);
+        let (shared, label) = (Arc::clone(&self.0), listener.label.clone());
+        let spawned = std::thread::Builder::new().stack_size(STACK).spawn({
+            move || {
+                connection::serve(&shared, &socket, None, label);
+                // Closed on this thread: that may block.
+                let entry = lock(&shared.connections).open.get(&number).cloned();
+                drop((socket, entry));
+                let last = lock(&shared.connections).open.remove(&number);
+                drop(last);
+                shared.ended.notify_all();
+            }
+        });
+        if spawned.is_err() {
+            lock(&self.0.connections).open.remove(&number);
+        }
+    }
+}
+
+impl Shared {
+    fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn audit(&self, record: &Record<'_>, line: &mut String) {
+        let audit = self.audit.read().unwrap_or_else(PoisonError::into_inner);
+        if audit.write(record, line).is_err() {
+            self.metrics.audit_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn wake_up(&self) {
+        let one = 1_u64.to_ne_bytes();
+        // It cannot be full: it is read before anybody waits.
+        let _ = crate::kernel::file::write(&self.wake, &one);
+    }
+
+    /// Ends connections when they have answered what they are working on.
+    fn end_connections(&self, which: impl Fn(&Option<String>) -> bool) {
+        let connections = lock(&self.connections);
+        for (socket, name) in connections.open.values() {
+            if which(name) {
+                // SAFETY: numbers only.
+                unsafe { libc::shutdown(socket.get(), libc::SHUT_RD) };
+            }
+        }
+    }
+}

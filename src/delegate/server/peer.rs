@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! Who is at the other end of a connection, as the kernel says.
+
+use std::fs::{self, File};
+
+use libc::{c_int, pid_t};
+
+use super::pidfd::{self, errno};
+use crate::delegate::policy::{self, Hierarchy};
+use crate::errno::Errno;
+use crate::kernel::check;
+use crate::kernel::file::Fd;
+use crate::kernel::process::{Pid, has_exited, pidfd_open};
+
+/// Who made a connection: a process, which may have exited since.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) pid: pid_t,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Its path in the policy's hierarchy.
+    pub(crate) cgroup: String,
+    /// All its paths, as in /proc/PID/cgroup.
+    pub(crate) cgroups: String,
+    /// What the listener is called.
+    pub(crate) label: Option<String>,
+    /// Whether the kernel itself named the process by a descriptor (Linux 6.5),
+    /// not only by its number.
+    pub(crate) by_pidfd: bool,
+    /// What its numbers of threads mean; `None`: the same as the delegate's.
+    namespace: Result<Option<Namespace>, Errno>,
+}
+
+/// A PID namespace other than the delegate's own.
+#[derive(Debug)]
+struct Namespace {
+    file: File,
+    /// How many levels it is below the delegate's.
+    depth: usize,
+}
+
+/// Why a peer is not known.
+#[derive(Debug)]
+pub(crate) enum Unknown {
+    Gone,
+    Failed(&'static str, Errno),
+    NoCgroup(Hierarchy),
+}
+
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unknown::Gone => f.write_str("the process that connected is no more"),
+            Unknown::Failed(what, errnum) => write!(f, "{what} of the peer: {errnum}"),
+            Unknown::NoCgroup(hierarchy) => write!(
+                f,
+                "the peer has no cgroup in the hierarchy {hierarchy} of the policy: see \
+                 host.cgroup-hierarchy"
+            ),
+        }
+    }
+}
+
+fn socket_option<T>(socket: c_int, option: c_int, mut value: T) -> Result<T, Errno> {
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes as the value has, all of
+    // which are integers.
+    check(unsafe {
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &mut length,
+        )
+    })
+    .map(|_| value)
+}
+
+impl Peer {
+    /// Whoever made the connection (or, of a socketpair, the pair).
+    pub(crate) fn of(
+        socket: c_int,
+        hierarchy: &Hierarchy,
+        label: Option<String>,
+    ) -> Result<Peer, Unknown> {
+        const SO_PEERPIDFD: c_int = 77;
+        let nobody = libc::ucred {
+            pid: 0,
+            uid: u32::MAX,
+            gid: u32::MAX,
+        };
+        let credentials = socket_option(socket, libc::SO_PEERCRED, nobody)
+            .map_err(|errnum| Unknown::Failed("credentials", errnum))?;
+        let Ok(pid) = Pid::new(credentials.pid) else {
+            // In no PID namespace that this one can see.
+            return Err(Unknown::Gone);
+        };
+        // Asked before anything is read of the number.
+        let (pidfd, by_pidfd) = match socket_option(socket, SO_PEERPIDFD, -1) {
+            // SAFETY: the kernel has just made it.
+            Ok(fd) => (unsafe { Fd::new(i64::from(fd)) }, true),
+            Err(Errno::ESRCH | Errno::EINVAL) => return Err(Unknown::Gone),
+            Err(_) => (
+                pidfd_open(pid.get(), 0).map_err(|_| Unknown::Gone)?,
+                false,
+            ),
+        };
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let namespace = Namespace::of(pid.get()).map_err(errno);
+        if has_exited(&pidfd).unwrap_or(true) {
+            return Err(Unknown::Gone);
+        }
+        let cgroups = cgroups.map_err(|error| Unknown::Failed("cgroup", errno(error)))?;
+        let cgroup = hierarchy
+            .path_in(&cgroups)
+            .ok_or_else(|| Unknown::NoCgroup(hierarchy.clone()))?
+            .to_owned();
+        Ok(Peer {
+            pid: pid.get(),
+            uid: credentials.uid,
+            gid: credentials.gid,
+            cgroup,
+            cgroups,
+            label,
+            by_pidfd,
+            namespace,
+        })
+    }
+
+    /// What the policy's rules go by.
+    pub(crate) fn facts(&self) -> policy::Peer<'_> {
+        policy::Peer {
+            uid: self.uid,
+            gid: self.gid,
+            cgroup: &self.cgroup,
+            label: self.label.as_deref(),
+        }
+    }
+
+    /// The delegate's number for what is `id` to the peer, a thread of
+    /// `process`.
+    pub(crate) fn translate(&self, process: Pid, id: pid_t) -> Result<pid_t, Errno> {
+        let Some(namespace) = self.namespace.as_ref().map_err(|errnum| *errnum)? else {
+            return Ok(id);
+        };
+        match pidfd::translate(&namespace.file, id) {
+            Err(Errno(libc::ENOTTY | libc::EINVAL)) => {
+                pidfd::translate_by_proc(process, namespace.depth, id)
+            }
+            translated => translated,
+        }
+    }
+}
+
+impl Namespace {
+    /// The one that a process is in; `None`: the delegate's own.
+    fn of(pid: pid_t) -> std::io::Result<Option<Namespace>> {
+        let file = File::open(format!("/proc/{pid}/ns/pid"))?;
+        if is_same(&file, &File::open("/proc/self/ns/pid")?)? {
+            return Ok(None);
+        }
+        let numbers = pidfd::numbers(&format!("/proc/{pid}/status"))
+            .map_err(|errnum| std::io::Error::from_raw_os_error(errnum.0))?;
+        Ok(Some(Namespace {
+            file,
+            depth: numbers.len() - 1,
+        }))
+    }
+}
+
+fn is_same(one: &File, other: &File) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//! What a delegate needs to know of an operation, and what a request is about.
+
+use std::cell::OnceCell;
+use std::fmt;
+
+use libc::{c_uint, pid_t};
+
+use super::cgroupfs::{self, Reached, Unreachable};
+use super::peer::Peer;
+use super::pidfd::{self, Info};
+use crate::delegate::policy::{self, Closeness, Denied, Rule};
+use crate::delegate::wire::{CPUMAP_MAX, Malformed, Reader};
+use crate::dispatch::Operation;
+use crate::errno::Errno;
+use crate::error::{Error, Result};
+use crate::kernel::affinity::CpuMap;
+use crate::kernel::file::Fd;
+use crate::kernel::process::{Held, Pid, Task, pidfd_open};
+use crate::operation::Allowed;
+
+/// An operation that a delegate can do.
+pub(crate) trait Serve<'m>: Operation + Sized {
+    /// What a rule allows of it.
+    type Bounds: policy::Bounds;
+
+    /// Its name in a policy.
+    const NAME: &'static str;
+
+    /// What a rule allows of it, if anything.
+    fn bounds(allowed: &Allowed) -> Option<&Self::Bounds>;
+
+    /// Reads a request: the opposite of `Operation::request`.
+    fn read(body: &mut Reader<'m>, subject: &mut Subject<'m>) -> Read<Self>;
+
+    /// Whether a rule permits it on a target that it permits; it may have more
+    /// granted than was asked.
+    fn permit(
+        &mut self,
+        bounds: &Self::Bounds,
+        asked: &Asked<'_>,
+    ) -> std::result::Result<(), Denied>;
+
+    /// What is asked, as JSON.
+    fn asked(&self, json: &mut String) -> fmt::Result;
+
+    /// What the kernel has at this moment, as JSON.
+    fn state(&self, json: &mut String) -> fmt::Result;
+}
+
+/// Who asks, and by which rule.
+pub(crate) struct Asked<'a> {
+    pub(crate) peer: &'a Peer,
+    pub(crate) facts: policy::Peer<'a>,
+    pub(crate) rule: &'a Rule,
+}
+
+impl Asked<'_> {
+    /// That the rule's bounds deny it.
+    pub(crate) fn beyond(&self, why: impl Into<String>) -> std::result::Result<(), Denied> {
+        Err(self.rule.denied(Closeness::Bounds, why))
+    }
+}
+
+/// The result of reading a request.
+pub(crate) type Read<T> = std::result::Result<T, Unfit>;
+
+/// A request that is not carried out.
+#[derive(Debug)]
+pub(crate) enum Unfit {
+    /// It cannot be understood: the connection ends.
+    Malformed(Malformed),
+    /// It is about something that is not there, or not as it should be.
+    Error(Error),
+}
+
+impl From<Malformed> for Unfit {
+    fn from(malformed: Malformed) -> Unfit {
+        Unfit::Malformed(malformed)
+    }
+}
+
+impl From<Error> for Unfit {
+    fn from(error: Error) -> Unfit {
+        Unfit::Error(error)
+    }
+}
+
+/// Lists that requests are made of, which live as long as the message.
+#[derive(Default)]
+pub(crate) struct Lists {
+    tids: OnceCell<Vec<pid_t>>,
+    ids: OnceCell<Vec<c_uint>>,
+}
+
+/// What a request is about: descriptors that a peer sent.
+pub(crate) struct Subject<'m> {
+    peer: &'m Peer,
+    descriptors: std::vec::IntoIter<Fd>,
+    lists: &'m Lists,
+    process: Option<(Fd, Info)>,
+    thread: Option<(Task, Option<Fd>)>,
+    pub(crate) reached: Option<Reached>,
+}
+
+impl<'m> Subject<'m> {
+    pub(crate) fn new(peer: &'m Peer, descriptors: Vec<Fd>, lists: &'m Lists) -> Self {
+        Subject {
+            peer,
+            descriptors: descriptors.into_iter(),
+            lists,
+            process: None,
+            thread: None,
+            reached: None,
+        }
+    }
+
+    fn next_descriptor(&mut self, what: &'static str) -> Read<Fd> {
+        let next = self.descriptors.next();
+        next.ok_or(Unfit::Malformed(Malformed(what)))
+    }
+
+    fn next_pidfd(&mut self, missing: &'static str) -> Read<(Fd, Info)> {
+        let fd = self.next_descriptor(missing)?;
+        if !pidfd::is_pidfd(fd.get()) {
+            return Err(Malformed("what was sent as a process is not a pidfd").into());
+        }
+        match pidfd::info(fd.get()) {
+            Ok(info) => Ok((fd, info)),
+            Err(Errno::ESRCH) => Err(gone().into()),
+            Err(errnum) => Err(Error::failed(
+                errnum,
+                format_args!("cannot tell which process was sent"),
+            )
+            .into()),
+        }
+    }
+
+    /// The process that comes first.
+    pub(crate) fn process(&mut self) -> Read<Pid> {
+        let (fd, info) = self.next_pidfd("a process is missing")?;
+        if info.pid != info.process {
+            return Err(Malformed("what was sent as a process is a thread").into());
+        }
+        // In no PID namespace that this one can see.
+        let pid = Pid::new(info.pid).map_err(|_| gone())?;
+        self.process = Some((fd, info));
+        Ok(pid)
+    }
+
+    /// The process that comes first, and the thread of it that the body names.
+    pub(crate) fn task(&mut self, body: &mut Reader<'_>) -> Read<Task> {
+        let pid = self.process()?;
+        let tid = body.i32()?;
+        if tid == 0 {
+            return Ok(Task::new(pid, pid.get())?);
+        }
+        let (tid, fd) = match self.descriptors.len() {
+            0 => (self.translate(pid, tid)?, None),
+            _ => {
+                let (fd, info) = self.next_pidfd("a thread is missing")?;
+                if info.process != pid.get() {
+                    return Err(not_its_thread(pid, tid).into());
+                }
+                (info.pid, Some(fd))
+            }
+        };
+        let task = Task::new(pid, tid)?;
+        // Linux 6.9; before that the number alone has to do.
+        let fd = fd.or_else(|| pidfd_open(tid, libc::PIDFD_THREAD).ok());
+        task.require()?;
+        self.thread = Some((task, fd));
+        Ok(task)
+    }
+
+    /// The threads of a process that the body lists, by the delegate's numbers.
+    pub(crate) fn tids(&self, pid: Pid, body: &mut Reader<'_>, count: usize) -> Read<&'m [pid_t]> {
+        let mut tids = Vec::with_capacity(count);
+        for _ in 0..count {
+            let tid = body.i32()?;
+            if tid <= 0 {
+                return Err(Malformed("the number of a thread is below 1").into());
+            }
+            // One that has exited stays what it is: nobody's.
+            tids.push(self.translate(pid, tid).unwrap_or(NOBODY));
+        }
+        Ok(self.lists.tids.get_or_init(|| tids))
+    }
+
+    /// Their numbers as vCPUs or IOThreads.
+    pub(crate) fn ids(&self, body: &mut Reader<'_>, count: usize) -> Read<&'m [c_uint]> {
+        let ids: std::result::Result<Vec<_>, _> = (0..count).map(|_| body.u32()).collect();
+        let ids = ids?;
+        Ok(self.lists.ids.get_or_init(|| ids))
+    }
+
+    /// The cgroup that comes next.
+    pub(crate) fn group(&mut self) -> Read<&Reached> {
+        let fd = self.next_descriptor("a cgroup is missing")?;
+        match cgroupfs::reach(fd.get()) {
+            Ok(reached) => Ok(self.reached.insert(reached)),
+            Err(Unreachable::NoCgroup) => {
+                Err(Malformed("what was sent as a cgroup is not an O_PATH descriptor of one").into())
+            }
+            Err(Unreachable::Failed(errnum)) => Err(Error::failed(
+                errnum,
+                format_args!("cannot reach that cgroup from here"),
+            )
+            .into()),
+        }
+    }
+
+    fn translate(&self, pid: Pid, tid: pid_t) -> Result<pid_t> {
+        self.peer.translate(pid, tid).map_err(|errnum| match errnum {
+            Errno::ESRCH => not_its_thread(pid, tid),
+            _ => Error::failed(
+                errnum,
+                format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
+            ),
+        })
+    }
+
+    /// No descriptor may be left.
+    pub(crate) fn end(&self) -> Read<()> {
+        match self.descriptors.len() {
+            0 => Ok(()),
+            _ => Err(Malformed("there are too many descriptors").into()),
+        }
+    }
+
+    pub(crate) fn info(&self) -> Option<Info> {
+        self.process.as_ref().map(|(_, info)| *info)
+    }
+
+    pub(crate) fn descriptor(&self) -> Option<libc::c_int> {
+        self.process.as_ref().map(|(fd, _)| fd.get())
+    }
+
+    /// Whether a thread is known by its number alone.
+    pub(crate) fn is_by_number(&self) -> bool {
+        matches!(self.thread, Some((_, None)))
+    }
+
+    /// Holds the process, and the thread, until after it was done.
+    pub(crate) fn hold(self) -> Option<Held> {
+        let (fd, info) = self.process?;
+        let pid = Pid::new(info.pid).ok()?;
+        Some(Held::received(pid, fd, self.thread))
+    }
+}
+
+/// The number of no thread: it is above all that the kernel gives.
+const NOBODY: pid_t = pid_t::MAX;
+
+fn gone() -> Error {
+    Error::no_process(format_args!("the process is no more"))
+}
+
+fn not_its_thread(pid: Pid, tid: pid_t) -> Error {
+    let _ = pid;
+    Error::invalid(format_args!(
+        "thread {tid} does not belong to the process, or is no more"
+    ))
+}
+
+/// Reads a map of CPUs; empty when there is none.
+pub(crate) fn read_cpus<'m>(body: &mut Reader<'m>, length: u32) -> Read<Option<CpuMap<'m>>> {
+    if length as usize > CPUMAP_MAX {
+        return Err(Malformed("the map of CPUs is longer than 2048 bytes").into());
+    }
+    let map = body.bytes(length as usize)?;
+    match map {
+        [] => Ok(None),
+        // SAFETY: a slice.
+        _ => Ok(Some(unsafe { CpuMap::new(map.as_ptr(), map.len() as libc::c_int) }?)),
+    }
+}
+
+/// A list of CPUs as JSON, as taskset says it.
+pub(crate) fn write_cpus(json: &mut String, map: CpuMap<'_>) -> fmt::Result {
+    use fmt::Write;
+    write!(json, "\"{map}\"")
+}
