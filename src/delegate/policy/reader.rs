@@ -198,10 +198,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    fn number<T: TryFrom<u64>>(&self, least: T, most: T) -> Result<T>
-    where
-        T: fmt::Display,
-    {
+    fn number<T: TryFrom<u64> + fmt::Display>(&self, least: T, most: T) -> Result<T> {
         let number = match self.value.get_ref() {
             DeValue::Integer(integer) => {
                 unsigned(integer).and_then(|number| number.try_into().ok())
