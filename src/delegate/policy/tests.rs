@@ -1345,3 +1345,27 @@ fn a_summary_has_each_rule_and_operation() {
         "up to 65536"
     );
 }
+
+#[test]
+fn each_policy_in_the_reference_is_right() {
+    let reference = include_str!("../../../docs/policy.md");
+    let policies: Vec<&str> = reference
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once("```")?.0))
+        .collect();
+    assert_eq!(policies.len(), 3, "policies in docs/policy.md");
+    for policy in policies {
+        parse(policy);
+    }
+    for name in Allowed::NAMES {
+        let table = format!("`[rule.{name}]`");
+        assert!(
+            reference.contains(&table),
+            "{table} is not in docs/policy.md"
+        );
+    }
+    let shown = error_with("max-priority = 10", "max-priority = 120");
+    let (_, text) = shown.split_once(": process").expect("a field");
+    assert!(reference.contains(text), "{text} is not in docs/policy.md");
+}
