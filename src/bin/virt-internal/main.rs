@@ -14,6 +14,8 @@ mod demo;
 mod host;
 mod library;
 mod operation;
+#[cfg(test)]
+mod policy;
 mod privilege;
 mod proc;
 mod size;

@@ -111,7 +111,7 @@ impl Policy {
                     "uid": text(peers.uid.as_ref().map(|ids| ids as _)),
                     "gid": text(peers.gid.as_ref().map(|ids| ids as _)),
                     "cgroup": text(peers.cgroup.as_ref().map(|top| top as _)),
-                    "label": text(peers.label.as_ref().map(|labels| labels as _)),
+                    "label": peers.label.as_ref().map(|labels| labels.iter().collect::<Vec<_>>()),
                 },
                 "target": {
                     "cgroup": text(targets.cgroup.as_ref().map(|top| top as _)),

@@ -78,12 +78,19 @@ impl Policy {
     pub fn read(path: &Path) -> std::result::Result<Policy, PolicyError> {
         let file_name = path.display().to_string();
         let bytes = read(path).map_err(|error| PolicyError::unreadable(&file_name, error))?;
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => Policy::parse(text, &file_name),
+        Policy::parse_bytes(&bytes, &file_name)
+    }
+
+    pub(super) fn parse_bytes(
+        bytes: &[u8],
+        file_name: &str,
+    ) -> std::result::Result<Policy, PolicyError> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Policy::parse(text, file_name),
             Err(error) => {
                 let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
                 let text = "it is not UTF-8".to_owned();
-                Err(PolicyError::at(&file_name, &valid, valid.len(), text))
+                Err(PolicyError::at(file_name, &valid, valid.len(), text))
             }
         }
     }
@@ -96,7 +103,10 @@ impl Policy {
         let error = |offset, message| PolicyError::at(file_name, text, offset, message);
         let document = DeTable::parse(text).map_err(|wrong| {
             let offset = wrong.span().map_or(0, |span| span.start);
-            error(offset, wrong.message().trim_end().replace('\n', ", "))
+            error(
+                offset,
+                format!("this is not TOML: {}", wrong.message().trim_end()),
+            )
         })?;
         policy(&Table::new(text, document.get_ref(), 0))
             .map_err(|wrong| error(wrong.offset(), wrong.to_string()))
@@ -322,7 +332,8 @@ fn check_bounds(
     let wrong = |field: &str, text: &str| -> Result<()> {
         let fields = table.table(operation)?;
         let error = match fields.field(field) {
-            Some(_) => fields.wrong(field, text),
+            Some(node) if node.is_table() => fields.error(field, &format!("is not valid: {text}")),
+            Some(node) => node.wrong(text).below(field),
             None => fields.missing(field, text),
         };
         Err(error.below(operation))

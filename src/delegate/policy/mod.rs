@@ -16,10 +16,12 @@
 
 mod decision;
 mod explain;
+/// cbindgen:ignore
 mod file;
 mod reader;
 #[cfg(test)]
 mod tests;
+/// cbindgen:ignore
 mod value;
 
 use std::fmt;

@@ -6,6 +6,7 @@
 //! the file has there and what is allowed.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -93,6 +94,10 @@ impl serde::de::Error for Error {
         Error::custom(format_args!("it must be {expected}"))
     }
 
+    fn invalid_length(_: usize, expected: &dyn Expected) -> Error {
+        Error::custom(format_args!("it must be {expected}"))
+    }
+
     fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Error {
         Error::custom(format_args!("it must be one of {}", expected.join(", ")))
     }
@@ -141,8 +146,13 @@ impl<'a> Node<'a> {
         shown
     }
 
-    pub fn read<T: Deserialize<'a>>(self) -> Result<T> {
-        T::deserialize(self)
+    /// Types check values after the deserializer is done with them, too.
+    fn seed<S: DeserializeSeed<'a>>(self, seed: S) -> Result<S::Value> {
+        seed.deserialize(self).map_err(|error| self.shown(error))
+    }
+
+    pub fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
     }
 
     pub fn table(self) -> Result<Table<'a>> {
@@ -188,10 +198,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    fn number<T: TryFrom<u64>>(&self, least: T, most: T) -> Result<T>
-    where
-        T: fmt::Display,
-    {
+    fn number<T: TryFrom<u64> + fmt::Display>(&self, least: T, most: T) -> Result<T> {
         let number = match self.value.get_ref() {
             DeValue::Integer(integer) => {
                 unsigned(integer).and_then(|number| number.try_into().ok())
@@ -339,7 +346,7 @@ impl<'a> SeqAccess<'a> for Elements<'a> {
             is_element: true,
             ..self.node
         };
-        seed.deserialize(element).map(Some)
+        element.seed(seed).map(Some)
     }
 }
 
@@ -382,7 +389,7 @@ impl<'a> Table<'a> {
     }
 
     pub fn read<T: Deserialize<'a>>(&self, name: &str) -> Result<Option<T>> {
-        let read = |node: Node<'a>| node.read().map_err(|error| error.below(name));
+        let read = |node: Node<'a>| node.seed(PhantomData).map_err(|error| error.below(name));
         self.field(name).map(read).transpose()
     }
 
@@ -418,7 +425,7 @@ impl<'a> Table<'a> {
         match self.fields.iter().find(|(key, _)| !known.contains(key)) {
             None => Ok(()),
             Some((key, node)) => {
-                let text = format!("is not known here: allowed are {}", known.join(", "));
+                let text = format!("is not known: the fields here are {}", known.join(", "));
                 Err(Error::at(node.at, text).below(&shortened(key)))
             }
         }
@@ -492,6 +499,6 @@ impl<'a> MapAccess<'a> for Fields<'a> {
         let (key, node) = self.value.take().ok_or_else(|| {
             <Error as serde::de::Error>::custom("a value was asked for before its key")
         })?;
-        seed.deserialize(node).map_err(|error| error.below(key))
+        node.seed(seed).map_err(|error| error.below(key))
     }
 }

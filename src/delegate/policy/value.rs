@@ -212,7 +212,7 @@ impl<'de> Deserialize<'de> for Ids {
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(
                     f,
-                    "ids from 0 to {ID_MAX}: one such as 107, a list such as [0, 107], or ranges such as \"100-199,1000\""
+                    "an id from 0 to {ID_MAX}, a list of ids such as [0, 107], or a string of ranges such as \"100-199,1000\""
                 )
             }
 
@@ -401,6 +401,11 @@ impl<'de> Deserialize<'de> for Subtree {
 pub struct Labels(Vec<String>);
 
 impl Labels {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// Whether the label is one of them.
     pub fn contains(&self, label: &str) -> bool {
         self.0.iter().any(|own| own == label)
