@@ -67,8 +67,8 @@ pub(crate) trait Operation: fmt::Display {
 
     /// Does it as a delegate: so that it can be undone.
     #[cfg(feature = "delegate")]
-    fn act(&self) -> Result<()> {
-        self.direct()
+    fn act(&self) -> Result<Outcome> {
+        self.direct().map(|()| Outcome::Done)
     }
 
     /// Undoes it where it was done to another process, which has the number by
@@ -285,7 +285,9 @@ impl<'a, O: Operation> Chain<'a, O> {
         let mut passed_over = false;
         if self.ask_handlers(&[EVERY_CONNECTION], &mut held, &mut passed_over)? != Outcome::Done {
             require_still(&held)?;
-            operation.act()?;
+            if operation.act()? == Outcome::NotHandled {
+                return Ok(Outcome::NotHandled);
+            }
         }
         let read_back = operation.read_back();
         require_still(&held).inspect_err(|_| operation.undo())?;

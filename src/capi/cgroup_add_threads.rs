@@ -49,7 +49,7 @@ pub enum virInternalThreadRole {
 }
 
 impl virInternalThreadRole {
-    fn new(role: c_int) -> Result<Self> {
+    pub(crate) fn new(role: c_int) -> Result<Self> {
         use virInternalThreadRole::*;
         [
             VIR_INTERNAL_THREAD_VCPU,

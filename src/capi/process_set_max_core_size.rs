@@ -87,7 +87,7 @@ pub unsafe extern "C" fn virInternalProcessSetMaxCoreSize(
 ) -> c_int {
     perform(&KIND, conn, flags, || {
         let pid = Pid::new(pid)?;
-        Ok(ProcessSetMaxCoreSize { pid, bytes })
+        Ok(ProcessSetMaxCoreSize::new(pid, bytes))
     })
 }
 symver!(virInternalProcessSetMaxCoreSize);

@@ -88,7 +88,7 @@ pub unsafe extern "C" fn virInternalProcessSetMaxFiles(
 ) -> c_int {
     perform(&KIND, conn, flags, || {
         let pid = Pid::new(pid)?;
-        Ok(ProcessSetMaxFiles { pid, files })
+        Ok(ProcessSetMaxFiles::new(pid, files))
     })
 }
 symver!(virInternalProcessSetMaxFiles);

@@ -87,7 +87,7 @@ pub unsafe extern "C" fn virInternalProcessSetMaxMemLock(
 ) -> c_int {
     perform(&KIND, conn, flags, || {
         let pid = Pid::new(pid)?;
-        Ok(ProcessSetMaxMemLock { pid, bytes })
+        Ok(ProcessSetMaxMemLock::new(pid, bytes))
     })
 }
 symver!(virInternalProcessSetMaxMemLock);

@@ -87,7 +87,7 @@ pub unsafe extern "C" fn virInternalProcessSetMaxProcesses(
 ) -> c_int {
     perform(&KIND, conn, flags, || {
         let pid = Pid::new(pid)?;
-        Ok(ProcessSetMaxProcesses { pid, processes })
+        Ok(ProcessSetMaxProcesses::new(pid, processes))
     })
 }
 symver!(virInternalProcessSetMaxProcesses);

@@ -154,6 +154,15 @@ impl<'a> Reader<'a> {
         self.take().map(u64::from_ne_bytes)
     }
 
+    #[cfg(feature = "delegate")]
+    pub(crate) fn bool(&mut self) -> Understood<bool> {
+        match self.u32()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed("what is yes or no is neither 0 nor 1")),
+        }
+    }
+
     pub(crate) fn bytes(&mut self, length: usize) -> Understood<&'a [u8]> {
         let (taken, rest) = self
             .0

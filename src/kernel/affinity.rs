@@ -206,6 +206,16 @@ fn is_within_widened(tid: libc::pid_t, map: CpuMap<'_>) -> core::result::Result<
     get_mask(tid, widest.as_mut()).map(|mask| map.covers(mask))
 }
 
+/// The CPUs of a thread, as libvirt's map.
+#[cfg(feature = "delegate")]
+pub(crate) fn get(tid: libc::pid_t) -> core::result::Result<alloc::vec::Vec<u8>, Errno> {
+    let mut widest = Widest::new()?;
+    let mask = get_mask(tid, widest.as_mut())?;
+    Ok((0..mask.len())
+        .map(|index| mask[in_kernel(index)])
+        .collect())
+}
+
 /// The CPUs of a thread, in the kernel's order of bytes, in as much of
 /// `buffer` as the kernel fills.
 #[inline(always)]

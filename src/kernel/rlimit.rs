@@ -44,7 +44,7 @@ pub(crate) static CORE: Resource = Resource {
 };
 
 /// A limit as the kernel has it; `RLIM_INFINITY` is unlimited.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
     pub(crate) soft: u64,
     pub(crate) hard: u64,
@@ -101,6 +101,35 @@ pub(crate) fn set(resource: &'static Resource, pid: Pid, value: u64) -> Result<(
     // SAFETY: the kernel reads one rlimit; there is no old one to write.
     let set = unsafe { prlimit(resource, pid, &limit, core::ptr::null_mut()) };
     set.or_else(|refused| set_own(resource, pid, &limit, refused))
+}
+
+/// As [`set`]; returns what was there before, taken in the same moment.
+#[cfg(feature = "delegate")]
+pub(crate) fn replace(resource: &'static Resource, pid: Pid, value: u64) -> Result<Limit, Errno> {
+    let new = Limit {
+        soft: value,
+        hard: value,
+    };
+    exchange(resource, pid, new)
+}
+
+/// Sets both limits; returns what was there before.
+#[cfg(feature = "delegate")]
+pub(crate) fn exchange(resource: &'static Resource, pid: Pid, new: Limit) -> Result<Limit, Errno> {
+    let new = libc::rlimit {
+        rlim_cur: new.soft,
+        rlim_max: new.hard,
+    };
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel reads one rlimit and writes another.
+    unsafe { prlimit(resource, pid, &new, &mut old) }?;
+    Ok(Limit {
+        soft: old.rlim_cur,
+        hard: old.rlim_max,
+    })
 }
 
 /// What is left where prlimit() failed: a process may be allowed to set its

@@ -88,6 +88,11 @@ impl Schedule {
         Ok(Some(Schedule { policy, priority }))
     }
 
+    #[cfg(feature = "delegate")]
+    pub(crate) fn kind(self) -> virInternalSchedPolicy {
+        self.policy
+    }
+
     /// libvirt's number of the policy.
     pub(crate) fn policy(self) -> c_int {
         self.policy as c_int

@@ -6,17 +6,19 @@ use core::ffi::c_void;
 use core::fmt;
 use core::ptr;
 
-use libc::{c_int, c_uint, pid_t};
 use crate::errno::Errno;
+use libc::{c_int, c_uint, pid_t};
 
 use crate::capi::cgroup_add_threads::{
-    VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, VIR_INTERNAL_CGROUP_THREADS_MAX, virInternalCgroupAddThreadsHandler,
-    virInternalThreadRole,
+    VIR_INTERNAL_CGROUP_ADD_THREADS_VERSION, VIR_INTERNAL_CGROUP_THREADS_MAX,
+    virInternalCgroupAddThreadsHandler, virInternalThreadRole,
 };
 use crate::capi::types::virInternalOperation;
 #[cfg(feature = "delegate")]
-use crate::delegate::policy::{Contradiction, Cpus, Subtree, child_name, not_empty};
+use crate::delegate::server::cgroupfs::Reached;
 use crate::delegate::wire::{Request, bytes_of};
+#[cfg(feature = "delegate")]
+use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_readable};
 use crate::error::{Error, Result};
 use crate::kernel::affinity::CpuMap;
@@ -49,6 +51,9 @@ pub(crate) struct CgroupAddThreads<'a> {
     /// Whether the results tell threads that were moved from others.
     partly: Cell<bool>,
     group: OnceCell<Group>,
+    /// In a delegate: the cgroup that a peer sent.
+    #[cfg(feature = "delegate")]
+    reached: Option<Reached>,
 }
 
 impl<'a> CgroupAddThreads<'a> {
@@ -79,6 +84,8 @@ impl<'a> CgroupAddThreads<'a> {
             unwanted: [const { Cell::new(0) }; THREADS_MAX],
             partly: Cell::new(false),
             group: OnceCell::new(),
+            #[cfg(feature = "delegate")]
+            reached: None,
         })
     }
 
@@ -118,6 +125,10 @@ impl<'a> CgroupAddThreads<'a> {
 
     /// The group, if there is one to act on.
     fn group(&self) -> Result<Option<&Group>> {
+        #[cfg(feature = "delegate")]
+        if let Some(reached) = &self.reached {
+            return Ok(Some(&reached.group));
+        }
         let Some(path) = self.path else {
             return Ok(None);
         };
@@ -246,7 +257,8 @@ impl Operation for CgroupAddThreads<'_> {
             unsafe {
                 handler(
                     self.pid.get(),
-                    self.path.map_or(ptr::null(), |path| path.as_c_str().as_ptr()),
+                    self.path
+                        .map_or(ptr::null(), |path| path.as_c_str().as_ptr()),
                     self.role as c_int,
                     self.tids.as_ptr(),
                     self.ids.map_or(ptr::null(), <[c_uint]>::as_ptr),
@@ -308,6 +320,14 @@ impl Operation for CgroupAddThreads<'_> {
         self.require_results()
     }
 
+    #[cfg(feature = "delegate")]
+    fn act(&self) -> Result<Outcome> {
+        match self.group()? {
+            Some(_) => self.direct().map(|()| Outcome::Done),
+            None => Ok(Outcome::NotHandled),
+        }
+    }
+
     fn failed(&self, errnum: Errno) {
         if !self.partly.get() {
             let results = self.results().iter();
@@ -329,86 +349,206 @@ impl fmt::Display for CgroupAddThreads<'_> {
     }
 }
 
-/// What a policy's rule allows of it.
 #[cfg(feature = "delegate")]
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Bounds {
-    /// The roles whose threads may be moved.
-    #[serde(deserialize_with = "not_empty")]
-    pub roles: Vec<virInternalThreadRole>,
-    /// The cgroups that they may be moved to: the peer's own and those below
-    /// it, unless this names another.
-    pub cgroup: Option<Subtree>,
-    /// Where threads of role EMULATOR, IOTHREAD and HELPER go in the end.
-    pub housekeeping: Option<Housekeeping>,
-}
+pub use served::Bounds;
+#[cfg(feature = "delegate")]
+pub(crate) use served::serve;
 
-/// A child cgroup of the VM's for all that is not a vCPU.
+/// What a delegate does with a request for it.
 #[cfg(feature = "delegate")]
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Housekeeping {
-    /// Its name.
-    #[serde(deserialize_with = "child_name")]
-    pub name: String,
-    /// Its CPUs; without this they are those that the request asks for.
-    pub cpus: Option<Cpus>,
-    /// The CPUs that a request may ask for; needed without `cpus`.
-    pub allowed_cpus: Option<Cpus>,
-}
+mod served {
+    use super::*;
+    use crate::delegate::policy::covers;
+    use crate::delegate::policy::{
+        self, Contradiction, Cpus, Denied, Subtree, child_name, not_empty,
+    };
+    use crate::delegate::server::audit::write_string;
+    use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::serve::{Asked, Read, Serve, Subject, read_cpus, write_cpus};
+    use crate::delegate::wire::{Malformed, Reader};
+    use crate::operation::Allowed;
+    use core::fmt::{self, Write};
 
-#[cfg(feature = "delegate")]
-impl crate::delegate::policy::Bounds for Bounds {
-    fn check(&self) -> core::result::Result<(), Contradiction> {
-        let Some(housekeeping) = &self.housekeeping else {
-            return Ok(());
-        };
-        let is_vcpu = |role: &_| *role == virInternalThreadRole::VIR_INTERNAL_THREAD_VCPU;
-        let text = match (&housekeeping.cpus, &housekeeping.allowed_cpus) {
-            (None, None) => "it must have cpus or allowed-cpus",
-            (Some(_), Some(_)) => "it must have cpus or allowed-cpus, not both",
-            _ if self.roles.iter().all(is_vcpu) => {
-                "it means nothing without emulator, iothread or helper among the roles"
+    /// What a policy's rule allows of it.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    pub struct Bounds {
+        /// The roles whose threads may be moved.
+        #[serde(deserialize_with = "not_empty")]
+        pub roles: Vec<virInternalThreadRole>,
+        /// The cgroups that they may be moved to: the peer's own and those below
+        /// it, unless this names another.
+        pub cgroup: Option<Subtree>,
+        /// Where threads of role EMULATOR, IOTHREAD and HELPER go in the end.
+        pub housekeeping: Option<Housekeeping>,
+    }
+
+    /// A child cgroup of the VM's for all that is not a vCPU.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    pub struct Housekeeping {
+        /// Its name.
+        #[serde(deserialize_with = "child_name")]
+        pub name: String,
+        /// Its CPUs; without this they are those that the request asks for.
+        pub cpus: Option<Cpus>,
+        /// The CPUs that a request may ask for; needed without `cpus`.
+        pub allowed_cpus: Option<Cpus>,
+    }
+
+    impl policy::Bounds for Bounds {
+        fn check(&self) -> core::result::Result<(), Contradiction> {
+            let Some(housekeeping) = &self.housekeeping else {
+                return Ok(());
+            };
+            let is_vcpu = |role: &_| *role == virInternalThreadRole::VIR_INTERNAL_THREAD_VCPU;
+            let text = match (&housekeeping.cpus, &housekeeping.allowed_cpus) {
+                (None, None) => "it must have cpus or allowed-cpus",
+                (Some(_), Some(_)) => "it must have cpus or allowed-cpus, not both",
+                _ if self.roles.iter().all(is_vcpu) => {
+                    "it means nothing without emulator, iothread or helper among the roles"
+                }
+                _ => return Ok(()),
+            };
+            Err(Contradiction::new("housekeeping", text))
+        }
+
+        fn cgroup(&self) -> Option<&Subtree> {
+            self.cgroup.as_ref()
+        }
+    }
+
+    impl fmt::Display for Bounds {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("threads of roles ")?;
+            let mut comma = "";
+            for role in &self.roles {
+                write!(f, "{comma}{}", role.words())?;
+                comma = ", ";
             }
-            _ => return Ok(()),
-        };
-        Err(Contradiction::new("housekeeping", text))
-    }
-
-    fn cgroup(&self) -> Option<&Subtree> {
-        self.cgroup.as_ref()
-    }
-}
-
-#[cfg(feature = "delegate")]
-impl fmt::Display for Bounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("threads of roles ")?;
-        let mut comma = "";
-        for role in &self.roles {
-            write!(f, "{comma}{}", role.words())?;
-            comma = ", ";
-        }
-        match &self.cgroup {
-            Some(top) => write!(f, " to {top} and below")?,
-            None => f.write_str(" to the peer's own cgroup and below")?,
-        }
-        match &self.housekeeping {
-            Some(housekeeping) => write!(f, "; {housekeeping}"),
-            None => Ok(()),
+            match &self.cgroup {
+                Some(top) => write!(f, " to {top} and below")?,
+                None => f.write_str(" to the peer's own cgroup and below")?,
+            }
+            match &self.housekeeping {
+                Some(housekeeping) => write!(f, "; {housekeeping}"),
+                None => Ok(()),
+            }
         }
     }
-}
 
-#[cfg(feature = "delegate")]
-impl fmt::Display for Housekeeping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "all but vCPU to its child {}", self.name)?;
-        match (&self.cpus, &self.allowed_cpus) {
-            (Some(cpus), _) => write!(f, ", which has CPUs {cpus}"),
-            (None, Some(cpus)) => write!(f, ", with CPUs as asked for, of {cpus}"),
-            (None, None) => Ok(()),
+    impl fmt::Display for Housekeeping {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "all but vCPU to its child {}", self.name)?;
+            match (&self.cpus, &self.allowed_cpus) {
+                (Some(cpus), _) => write!(f, ", which has CPUs {cpus}"),
+                (None, Some(cpus)) => write!(f, ", with CPUs as asked for, of {cpus}"),
+                (None, None) => Ok(()),
+            }
         }
+    }
+
+    impl<'m> Serve<'m> for CgroupAddThreads<'m> {
+        type Bounds = Bounds;
+
+        const NAME: &'static str = "cgroup-add-threads";
+
+        fn bounds(allowed: &Allowed) -> Option<&Bounds> {
+            allowed.cgroup_add_threads.as_ref()
+        }
+
+        fn read(body: &mut Reader<'m>, subject: &mut Subject<'m>) -> Read<Self> {
+            let pid = subject.process()?;
+            let role = virInternalThreadRole::new(body.i32()?)?;
+            let count = body.u32()? as usize;
+            if !(1..=THREADS_MAX).contains(&count) {
+                return Err(Malformed("the number of threads is not 1 to 3000").into());
+            }
+            let (has_ids, has_group) = (body.bool()?, body.bool()?);
+            let map_length = body.u32()?;
+            let tids = subject.tids(pid, body, count)?;
+            let ids = match has_ids {
+                true => Some(subject.ids(body, count)?),
+                false => None,
+            };
+            let cpumap = read_cpus(body, map_length)?;
+            let path = match has_group {
+                true => Some(subject.group()?),
+                false => None,
+            };
+            let mut operation = CgroupAddThreads::new(pid, path, role, tids, ids, cpumap, None)?;
+            operation.reached = subject.reached.take();
+            Ok(operation)
+        }
+
+        fn permit(
+            &mut self,
+            bounds: &Bounds,
+            asked: &Asked<'_>,
+        ) -> core::result::Result<(), Denied> {
+            if !bounds.roles.contains(&self.role) {
+                return asked.beyond(std::format!(
+                    "{} threads are not among those it allows to be moved",
+                    self.role.words()
+                ));
+            }
+            let Some(reached) = &self.reached else {
+                return Ok(());
+            };
+            // In another hierarchy the peer may have another path.
+            let facts = policy::Peer {
+                cgroup: reached.path_of(&asked.peer.cgroups).unwrap_or_default(),
+                ..asked.facts
+            };
+            let top = asked.rule.destination_subtree(&facts, bounds)?;
+            match covers(top, &reached.path) {
+                true => Ok(()),
+                false => asked.beyond(std::format!(
+                    "the cgroup {} is not {top} or below",
+                    reached.path
+                )),
+            }
+        }
+
+        fn asked(&self, json: &mut String) -> fmt::Result {
+            write!(
+                json,
+                "{{\"role\":\"{}\",\"threads\":{}",
+                self.role.words(),
+                self.tids.len()
+            )?;
+            if let Some(reached) = &self.reached {
+                json.push_str(",\"cgroup\":");
+                write_string(json, &reached.path)?;
+            }
+            if let Some(map) = self.cpumap {
+                json.push_str(",\"cpus\":");
+                write_cpus(json, map.bytes())?;
+            }
+            json.push('}');
+            Ok(())
+        }
+
+        /// How many of the threads are in the cgroup.
+        fn state(&self, json: &mut String) -> fmt::Result {
+            let Some(reached) = &self.reached else {
+                return json.write_str("null");
+            };
+            let mut sorted = self.tids.to_vec();
+            sorted.sort_unstable();
+            let mut there = 0;
+            let counted = reached.group.for_each_thread(|tid| {
+                there += usize::from(sorted.binary_search(&tid).is_ok());
+            });
+            match counted {
+                Ok(()) => write!(json, "{{\"there\":{there}}}"),
+                Err(_) => json.write_str("null"),
+            }
+        }
+    }
+
+    /// Serves a request of it.
+    pub(crate) fn serve(job: Job<'_>) -> Done {
+        job.serve::<CgroupAddThreads<'_>>()
     }
 }

@@ -37,3 +37,44 @@ pub(super) fn read_back(
         Err(errnum) => Err(not_readable(operation, errnum)),
     }
 }
+
+/// A limit as JSON, for an audit line.
+#[cfg(feature = "delegate")]
+pub(super) fn write_state(
+    json: &mut alloc::string::String,
+    resource: &'static Resource,
+    pid: Pid,
+) -> fmt::Result {
+    use fmt::Write;
+    let Ok(limit) = rlimit::get(resource, pid) else {
+        return json.write_str("null");
+    };
+    let mut comma = '{';
+    for (name, value) in [("soft", limit.soft), ("hard", limit.hard)] {
+        match value {
+            libc::RLIM_INFINITY => write!(json, "{comma}\"{name}\":\"unlimited\"")?,
+            value => write!(json, "{comma}\"{name}\":{value}")?,
+        }
+        comma = ',';
+    }
+    json.write_char('}')
+}
+
+/// Gives a process back what it had, which was hit in the place of another
+/// that had its number before: if it still has what was set.
+#[cfg(feature = "delegate")]
+pub(super) fn undo(resource: &'static Resource, pid: Pid, value: u64, replaced: Option<Limit>) {
+    let Some(replaced) = replaced else {
+        return;
+    };
+    let Ok(held) = crate::kernel::process::Held::process(pid) else {
+        return;
+    };
+    let set = Limit {
+        soft: value,
+        hard: value,
+    };
+    if rlimit::get(resource, pid) == Ok(set) && held.require_still().is_ok() {
+        let _ = rlimit::exchange(resource, pid, replaced);
+    }
+}

@@ -6,6 +6,8 @@ mod limit;
 
 #[cfg(feature = "delegate")]
 use crate::delegate::policy::Bounds;
+#[cfg(feature = "delegate")]
+use crate::delegate::server::connection::{Done, Job};
 use crate::dispatch::Kind;
 
 /// Declares the operations' files, and the list of them.
@@ -41,6 +43,16 @@ macro_rules! operations {
                     Err(_) => SNAKE,
                 }
             }),+];
+        }
+
+        /// Serves a request for any of them.
+        #[cfg(feature = "delegate")]
+        pub(crate) fn serve(job: Job<'_>) -> Done {
+            match job.kind.id {
+                $(id if id == $file::KIND.id => $file::serve(job),)+
+                // Whoever makes a job has looked for it.
+                _ => Ok(()),
+            }
         }
 
         /// All operations, in the order of their ids.

@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How large a core file a process may leave.
 
+#[cfg(feature = "delegate")]
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_ulonglong};
 
 use super::limit;
-use crate::capi::process_set_max_core_size::{VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION, virInternalSetMaxCoreSizeHandler};
+use crate::capi::process_set_max_core_size::{
+    VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION, virInternalSetMaxCoreSizeHandler,
+};
 use crate::capi::types::virInternalOperation;
-#[cfg(feature = "delegate")]
-use crate::delegate::policy::Size;
 use crate::delegate::wire::Request;
+#[cfg(feature = "delegate")]
+use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
+#[cfg(feature = "delegate")]
+use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, CORE};
 use crate::registry::Code;
 
@@ -25,8 +31,22 @@ pub(crate) static KIND: Kind = Kind::new(
 );
 
 pub(crate) struct ProcessSetMaxCoreSize {
-    pub(crate) pid: Pid,
-    pub(crate) bytes: c_ulonglong,
+    pid: Pid,
+    bytes: c_ulonglong,
+    /// What was there before a delegate set it.
+    #[cfg(feature = "delegate")]
+    replaced: Cell<Option<Limit>>,
+}
+
+impl ProcessSetMaxCoreSize {
+    pub(crate) fn new(pid: Pid, bytes: c_ulonglong) -> Self {
+        ProcessSetMaxCoreSize {
+            pid,
+            bytes,
+            #[cfg(feature = "delegate")]
+            replaced: Cell::new(None),
+        }
+    }
 }
 
 impl Operation for ProcessSetMaxCoreSize {
@@ -37,9 +57,12 @@ impl Operation for ProcessSetMaxCoreSize {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { core::mem::transmute::<Code, virInternalSetMaxCoreSizeHandler>(handler) };
+        let handler =
+            unsafe { core::mem::transmute::<Code, virInternalSetMaxCoreSizeHandler>(handler) };
         // SAFETY: as above.
-        handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.bytes, opaque) })
+        handler.map_or(1, |handler| unsafe {
+            handler(self.pid.get(), self.bytes, opaque)
+        })
     }
 
     #[inline(always)]
@@ -59,6 +82,19 @@ impl Operation for ProcessSetMaxCoreSize {
     fn direct(&self) -> Result<()> {
         rlimit::set(&CORE, self.pid, self.bytes).map_err(|errnum| cannot(self, errnum))
     }
+
+    #[cfg(feature = "delegate")]
+    fn act(&self) -> Result<Outcome> {
+        let replaced = rlimit::replace(&CORE, self.pid, self.bytes);
+        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
+        self.replaced.set(Some(replaced));
+        Ok(Outcome::Done)
+    }
+
+    #[cfg(feature = "delegate")]
+    fn undo(&self) {
+        limit::undo(&CORE, self.pid, self.bytes, self.replaced.get());
+    }
 }
 
 impl fmt::Display for ProcessSetMaxCoreSize {
@@ -67,21 +103,78 @@ impl fmt::Display for ProcessSetMaxCoreSize {
     }
 }
 
-/// What a policy's rule allows of it.
 #[cfg(feature = "delegate")]
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Bounds {
-    /// The most that may be asked for.
-    pub max: Size,
-}
+pub use served::Bounds;
+#[cfg(feature = "delegate")]
+pub(crate) use served::serve;
 
+/// What a delegate does with a request for it.
 #[cfg(feature = "delegate")]
-impl crate::delegate::policy::Bounds for Bounds {}
+mod served {
+    use super::*;
+    use crate::delegate::policy::{self, Denied, Size};
+    use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::serve::{Asked, Read, Serve, Subject};
+    use crate::delegate::wire::Reader;
+    use crate::operation::Allowed;
+    use core::fmt::{self, Write};
 
-#[cfg(feature = "delegate")]
-impl fmt::Display for Bounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "up to {}", self.max)
+    /// What a policy's rule allows of it.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    pub struct Bounds {
+        /// The most that may be asked for.
+        pub max: Size,
+    }
+
+    impl policy::Bounds for Bounds {}
+
+    impl fmt::Display for Bounds {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "up to {}", self.max)
+        }
+    }
+
+    impl<'m> Serve<'m> for ProcessSetMaxCoreSize {
+        type Bounds = Bounds;
+
+        const NAME: &'static str = "process-set-max-core-size";
+
+        fn bounds(allowed: &Allowed) -> Option<&Bounds> {
+            allowed.process_set_max_core_size.as_ref()
+        }
+
+        fn read(body: &mut Reader<'m>, subject: &mut Subject<'m>) -> Read<Self> {
+            let pid = subject.process()?;
+            Ok(Self::new(pid, body.u64()?))
+        }
+
+        fn permit(
+            &mut self,
+            bounds: &Bounds,
+            asked: &Asked<'_>,
+        ) -> core::result::Result<(), Denied> {
+            match self.bytes > bounds.max.0 {
+                true => asked.beyond(std::format!(
+                    "{} is more than {}",
+                    Size(self.bytes),
+                    bounds.max
+                )),
+                false => Ok(()),
+            }
+        }
+
+        fn asked(&self, json: &mut String) -> fmt::Result {
+            write!(json, "{}", self.bytes)
+        }
+
+        fn state(&self, json: &mut String) -> fmt::Result {
+            limit::write_state(json, &CORE, self.pid)
+        }
+    }
+
+    /// Serves a request of it.
+    pub(crate) fn serve(job: Job<'_>) -> Done {
+        job.serve::<ProcessSetMaxCoreSize>()
     }
 }

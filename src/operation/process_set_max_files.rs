@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How many files a process may have open.
 
+#[cfg(feature = "delegate")]
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_uint};
 
 use super::limit;
-use crate::capi::process_set_max_files::{VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalSetMaxFilesHandler};
+use crate::capi::process_set_max_files::{
+    VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalSetMaxFilesHandler,
+};
 use crate::capi::types::virInternalOperation;
-#[cfg(feature = "delegate")]
-use crate::delegate::policy::Contradiction;
 use crate::delegate::wire::Request;
+#[cfg(feature = "delegate")]
+use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
+#[cfg(feature = "delegate")]
+use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, NOFILE};
 use crate::registry::Code;
 
@@ -25,8 +31,22 @@ pub(crate) static KIND: Kind = Kind::new(
 );
 
 pub(crate) struct ProcessSetMaxFiles {
-    pub(crate) pid: Pid,
-    pub(crate) files: c_uint,
+    pid: Pid,
+    files: c_uint,
+    /// What was there before a delegate set it.
+    #[cfg(feature = "delegate")]
+    replaced: Cell<Option<Limit>>,
+}
+
+impl ProcessSetMaxFiles {
+    pub(crate) fn new(pid: Pid, files: c_uint) -> Self {
+        ProcessSetMaxFiles {
+            pid,
+            files,
+            #[cfg(feature = "delegate")]
+            replaced: Cell::new(None),
+        }
+    }
 }
 
 impl Operation for ProcessSetMaxFiles {
@@ -37,9 +57,12 @@ impl Operation for ProcessSetMaxFiles {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { core::mem::transmute::<Code, virInternalSetMaxFilesHandler>(handler) };
+        let handler =
+            unsafe { core::mem::transmute::<Code, virInternalSetMaxFilesHandler>(handler) };
         // SAFETY: as above.
-        handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.files, opaque) })
+        handler.map_or(1, |handler| unsafe {
+            handler(self.pid.get(), self.files, opaque)
+        })
     }
 
     #[inline(always)]
@@ -59,7 +82,26 @@ impl Operation for ProcessSetMaxFiles {
     fn direct(&self) -> Result<()> {
         // One more than asked, as libvirt does; in 64 bits, where libvirt's
         // own sum wraps to 0.
-        rlimit::set(&NOFILE, self.pid, u64::from(self.files) + 1).map_err(|errnum| cannot(self, errnum))
+        rlimit::set(&NOFILE, self.pid, u64::from(self.files) + 1)
+            .map_err(|errnum| cannot(self, errnum))
+    }
+
+    #[cfg(feature = "delegate")]
+    fn act(&self) -> Result<Outcome> {
+        let replaced = rlimit::replace(&NOFILE, self.pid, u64::from(self.files) + 1);
+        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
+        self.replaced.set(Some(replaced));
+        Ok(Outcome::Done)
+    }
+
+    #[cfg(feature = "delegate")]
+    fn undo(&self) {
+        limit::undo(
+            &NOFILE,
+            self.pid,
+            u64::from(self.files) + 1,
+            self.replaced.get(),
+        );
     }
 }
 
@@ -69,37 +111,91 @@ impl fmt::Display for ProcessSetMaxFiles {
     }
 }
 
-/// What a policy's rule allows of it.
 #[cfg(feature = "delegate")]
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Bounds {
-    /// The most that may be asked for.
-    pub max: u32,
-    /// Set at least this much, for callers whose own figure is too low.
-    pub grant: Option<u32>,
-}
+pub use served::Bounds;
+#[cfg(feature = "delegate")]
+pub(crate) use served::serve;
 
+/// What a delegate does with a request for it.
 #[cfg(feature = "delegate")]
-impl crate::delegate::policy::Bounds for Bounds {
-    fn check(&self) -> core::result::Result<(), Contradiction> {
-        match self.grant {
-            Some(grant) if grant > self.max => Err(Contradiction::new(
-                "grant",
-                std::format!("it must be at most max, which is {}", self.max),
-            )),
-            _ => Ok(()),
+mod served {
+    use super::*;
+    use crate::delegate::policy::{self, Contradiction, Denied};
+    use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::serve::{Asked, Read, Serve, Subject};
+    use crate::delegate::wire::Reader;
+    use crate::operation::Allowed;
+    use core::fmt::{self, Write};
+
+    /// What a policy's rule allows of it.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    pub struct Bounds {
+        /// The most that may be asked for.
+        pub max: u32,
+        /// Set at least this much, for callers whose own figure is too low.
+        pub grant: Option<u32>,
+    }
+
+    impl policy::Bounds for Bounds {
+        fn check(&self) -> core::result::Result<(), Contradiction> {
+            match self.grant {
+                Some(grant) if grant > self.max => Err(Contradiction::new(
+                    "grant",
+                    std::format!("it must be at most max, which is {}", self.max),
+                )),
+                _ => Ok(()),
+            }
         }
     }
-}
 
-#[cfg(feature = "delegate")]
-impl fmt::Display for Bounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "up to {}", self.max)?;
-        match self.grant {
-            Some(grant) => write!(f, "; at least {grant} is set"),
-            None => Ok(()),
+    impl fmt::Display for Bounds {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "up to {}", self.max)?;
+            match self.grant {
+                Some(grant) => write!(f, "; at least {grant} is set"),
+                None => Ok(()),
+            }
         }
+    }
+
+    impl<'m> Serve<'m> for ProcessSetMaxFiles {
+        type Bounds = Bounds;
+
+        const NAME: &'static str = "process-set-max-files";
+
+        fn bounds(allowed: &Allowed) -> Option<&Bounds> {
+            allowed.process_set_max_files.as_ref()
+        }
+
+        fn read(body: &mut Reader<'m>, subject: &mut Subject<'m>) -> Read<Self> {
+            let pid = subject.process()?;
+            Ok(Self::new(pid, body.u32()?))
+        }
+
+        fn permit(
+            &mut self,
+            bounds: &Bounds,
+            asked: &Asked<'_>,
+        ) -> core::result::Result<(), Denied> {
+            if self.files > bounds.max {
+                return asked.beyond(std::format!("{} is more than {}", self.files, bounds.max));
+            }
+            self.files = self.files.max(bounds.grant.unwrap_or(0));
+            Ok(())
+        }
+
+        fn asked(&self, json: &mut String) -> fmt::Result {
+            write!(json, "{}", self.files)
+        }
+
+        fn state(&self, json: &mut String) -> fmt::Result {
+            limit::write_state(json, &NOFILE, self.pid)
+        }
+    }
+
+    /// Serves a request of it.
+    pub(crate) fn serve(job: Job<'_>) -> Done {
+        job.serve::<ProcessSetMaxFiles>()
     }
 }

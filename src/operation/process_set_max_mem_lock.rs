@@ -1,20 +1,26 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How much memory a process may lock.
 
+#[cfg(feature = "delegate")]
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_ulonglong};
 
 use super::limit;
-use crate::capi::process_set_max_mem_lock::{VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION, virInternalSetMaxMemLockHandler};
+use crate::capi::process_set_max_mem_lock::{
+    VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION, virInternalSetMaxMemLockHandler,
+};
 use crate::capi::types::virInternalOperation;
-#[cfg(feature = "delegate")]
-use crate::delegate::policy::{Contradiction, Size};
 use crate::delegate::wire::Request;
+#[cfg(feature = "delegate")]
+use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
+#[cfg(feature = "delegate")]
+use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, MEMLOCK};
 use crate::registry::Code;
 
@@ -29,11 +35,23 @@ pub(crate) static KIND: Kind = Kind::new(
 const UNLIMITED: c_ulonglong = 9_007_199_254_740_991;
 
 pub(crate) struct ProcessSetMaxMemLock {
-    pub(crate) pid: Pid,
-    pub(crate) bytes: c_ulonglong,
+    pid: Pid,
+    bytes: c_ulonglong,
+    /// What was there before a delegate set it.
+    #[cfg(feature = "delegate")]
+    replaced: Cell<Option<Limit>>,
 }
 
 impl ProcessSetMaxMemLock {
+    pub(crate) fn new(pid: Pid, bytes: c_ulonglong) -> Self {
+        ProcessSetMaxMemLock {
+            pid,
+            bytes,
+            #[cfg(feature = "delegate")]
+            replaced: Cell::new(None),
+        }
+    }
+
     /// What the kernel is told.
     fn limit(&self) -> u64 {
         match self.bytes {
@@ -51,9 +69,12 @@ impl Operation for ProcessSetMaxMemLock {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { core::mem::transmute::<Code, virInternalSetMaxMemLockHandler>(handler) };
+        let handler =
+            unsafe { core::mem::transmute::<Code, virInternalSetMaxMemLockHandler>(handler) };
         // SAFETY: as above.
-        handler.map_or(1, |handler| unsafe { handler(self.pid.get(), self.bytes, opaque) })
+        handler.map_or(1, |handler| unsafe {
+            handler(self.pid.get(), self.bytes, opaque)
+        })
     }
 
     #[inline(always)]
@@ -73,6 +94,19 @@ impl Operation for ProcessSetMaxMemLock {
     fn direct(&self) -> Result<()> {
         rlimit::set(&MEMLOCK, self.pid, self.limit()).map_err(|errnum| cannot(self, errnum))
     }
+
+    #[cfg(feature = "delegate")]
+    fn act(&self) -> Result<Outcome> {
+        let replaced = rlimit::replace(&MEMLOCK, self.pid, self.limit());
+        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
+        self.replaced.set(Some(replaced));
+        Ok(Outcome::Done)
+    }
+
+    #[cfg(feature = "delegate")]
+    fn undo(&self) {
+        limit::undo(&MEMLOCK, self.pid, self.limit(), self.replaced.get());
+    }
 }
 
 impl fmt::Display for ProcessSetMaxMemLock {
@@ -81,37 +115,96 @@ impl fmt::Display for ProcessSetMaxMemLock {
     }
 }
 
-/// What a policy's rule allows of it.
 #[cfg(feature = "delegate")]
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Bounds {
-    /// The most that may be asked for.
-    pub max: Size,
-    /// Set at least this much, for callers whose own figure is too low.
-    pub grant: Option<Size>,
-}
+pub use served::Bounds;
+#[cfg(feature = "delegate")]
+pub(crate) use served::serve;
 
+/// What a delegate does with a request for it.
 #[cfg(feature = "delegate")]
-impl crate::delegate::policy::Bounds for Bounds {
-    fn check(&self) -> core::result::Result<(), Contradiction> {
-        match self.grant {
-            Some(grant) if grant > self.max => Err(Contradiction::new(
-                "grant",
-                std::format!("it must be at most max, which is {}", self.max),
-            )),
-            _ => Ok(()),
+mod served {
+    use super::*;
+    use crate::delegate::policy::{self, Contradiction, Denied, Size};
+    use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::serve::{Asked, Read, Serve, Subject};
+    use crate::delegate::wire::Reader;
+    use crate::operation::Allowed;
+    use core::fmt::{self, Write};
+
+    /// What a policy's rule allows of it.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    pub struct Bounds {
+        /// The most that may be asked for.
+        pub max: Size,
+        /// Set at least this much, for callers whose own figure is too low.
+        pub grant: Option<Size>,
+    }
+
+    impl policy::Bounds for Bounds {
+        fn check(&self) -> core::result::Result<(), Contradiction> {
+            match self.grant {
+                Some(grant) if grant > self.max => Err(Contradiction::new(
+                    "grant",
+                    std::format!("it must be at most max, which is {}", self.max),
+                )),
+                _ => Ok(()),
+            }
         }
     }
-}
 
-#[cfg(feature = "delegate")]
-impl fmt::Display for Bounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "up to {}", self.max)?;
-        match self.grant {
-            Some(grant) => write!(f, "; at least {grant} is set"),
-            None => Ok(()),
+    impl fmt::Display for Bounds {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "up to {}", self.max)?;
+            match self.grant {
+                Some(grant) => write!(f, "; at least {grant} is set"),
+                None => Ok(()),
+            }
         }
+    }
+
+    impl<'m> Serve<'m> for ProcessSetMaxMemLock {
+        type Bounds = Bounds;
+
+        const NAME: &'static str = "process-set-max-mem-lock";
+
+        fn bounds(allowed: &Allowed) -> Option<&Bounds> {
+            allowed.process_set_max_mem_lock.as_ref()
+        }
+
+        fn read(body: &mut Reader<'m>, subject: &mut Subject<'m>) -> Read<Self> {
+            let pid = subject.process()?;
+            Ok(Self::new(pid, body.u64()?))
+        }
+
+        fn permit(
+            &mut self,
+            bounds: &Bounds,
+            asked: &Asked<'_>,
+        ) -> core::result::Result<(), Denied> {
+            // What is beyond libvirt's unlimited is unlimited.
+            if self.limit() > bounds.max.0 {
+                return asked.beyond(std::format!(
+                    "{} is more than {}",
+                    Size(self.limit()),
+                    bounds.max
+                ));
+            }
+            self.bytes = self.bytes.max(bounds.grant.map_or(0, |grant| grant.0));
+            Ok(())
+        }
+
+        fn asked(&self, json: &mut String) -> fmt::Result {
+            write!(json, "{}", self.bytes)
+        }
+
+        fn state(&self, json: &mut String) -> fmt::Result {
+            limit::write_state(json, &MEMLOCK, self.pid)
+        }
+    }
+
+    /// Serves a request of it.
+    pub(crate) fn serve(job: Job<'_>) -> Done {
+        job.serve::<ProcessSetMaxMemLock>()
     }
 }

@@ -4,21 +4,17 @@
 use core::ffi::c_void;
 use core::fmt;
 
-use libc::c_int;
 use crate::errno::Errno;
+use libc::c_int;
 
 use crate::capi::process_set_scheduler::{
     VIR_INTERNAL_PROCESS_SET_SCHEDULER_VERSION, virInternalSetSchedulerHandler,
 };
 use crate::capi::types::virInternalOperation;
-#[cfg(feature = "delegate")]
-use crate::delegate::policy::{Contradiction, Cpus, not_empty, priority};
 use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::process::{Held, Task};
-#[cfg(feature = "delegate")]
-use crate::kernel::scheduler::virInternalSchedPolicy;
 use crate::kernel::scheduler::{self, Schedule};
 use crate::registry::Code;
 
@@ -41,7 +37,8 @@ impl Operation for ProcessSetScheduler {
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
-        let handler = unsafe { core::mem::transmute::<Code, virInternalSetSchedulerHandler>(handler) };
+        let handler =
+            unsafe { core::mem::transmute::<Code, virInternalSetSchedulerHandler>(handler) };
         let Self { task, schedule } = self;
         handler.map_or(1, |handler| {
             // SAFETY: as above.
@@ -89,73 +86,158 @@ impl fmt::Display for ProcessSetScheduler {
     }
 }
 
-/// What a policy's rule allows of it.
 #[cfg(feature = "delegate")]
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Bounds {
-    /// The policies that may be asked for.
-    #[serde(deserialize_with = "not_empty")]
-    pub policies: Vec<virInternalSchedPolicy>,
-    /// The highest priority of FIFO and RR; needed when one of them is allowed.
-    #[serde(default, deserialize_with = "priority")]
-    pub max_priority: Option<u8>,
-    /// FIFO and RR only for threads that run on none but these CPUs; needed
-    /// when one of them is allowed.
-    pub cpus: Option<Cpus>,
-}
+pub use served::Bounds;
+#[cfg(feature = "delegate")]
+pub(crate) use served::serve;
 
+/// What a delegate does with a request for it.
 #[cfg(feature = "delegate")]
-impl crate::delegate::policy::Bounds for Bounds {
-    fn check(&self) -> core::result::Result<(), Contradiction> {
-        use virInternalSchedPolicy::{VIR_INTERNAL_SCHED_FIFO, VIR_INTERNAL_SCHED_RR};
-        let is_realtime = |policy| matches!(policy, VIR_INTERNAL_SCHED_FIFO | VIR_INTERNAL_SCHED_RR);
-        let realtime = self.policies.iter().copied().any(is_realtime);
-        let fields = [
-            ("max-priority", self.max_priority.is_some(), "1 to 99"),
-            ("cpus", self.cpus.is_some(), "where such threads may run"),
-        ];
-        for (field, is_there, what) in fields {
-            let text = match (realtime, is_there) {
-                (true, false) => std::format!("fifo and rr need it: {what}"),
-                (false, true) => "it means nothing without fifo or rr among the policies".into(),
-                _ => continue,
+mod served {
+    use super::*;
+    use crate::delegate::policy::{self, Contradiction, Cpus, Denied, not_empty, priority};
+    use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::serve::{Asked, Read, Serve, Subject};
+    use crate::delegate::wire::{Malformed, Reader};
+    use crate::kernel::affinity;
+    use crate::kernel::scheduler::virInternalSchedPolicy;
+    use crate::operation::Allowed;
+    use core::fmt::{self, Write};
+
+    /// What a policy's rule allows of it.
+    #[derive(Clone, Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+    pub struct Bounds {
+        /// The policies that may be asked for.
+        #[serde(deserialize_with = "not_empty")]
+        pub policies: Vec<virInternalSchedPolicy>,
+        /// The highest priority of FIFO and RR; needed when one of them is allowed.
+        #[serde(default, deserialize_with = "priority")]
+        pub max_priority: Option<u8>,
+        /// FIFO and RR only for threads that run on none but these CPUs; needed
+        /// when one of them is allowed.
+        pub cpus: Option<Cpus>,
+    }
+
+    impl policy::Bounds for Bounds {
+        fn check(&self) -> core::result::Result<(), Contradiction> {
+            use virInternalSchedPolicy::{VIR_INTERNAL_SCHED_FIFO, VIR_INTERNAL_SCHED_RR};
+            let is_realtime =
+                |policy| matches!(policy, VIR_INTERNAL_SCHED_FIFO | VIR_INTERNAL_SCHED_RR);
+            let realtime = self.policies.iter().copied().any(is_realtime);
+            let fields = [
+                ("max-priority", self.max_priority.is_some(), "1 to 99"),
+                ("cpus", self.cpus.is_some(), "where such threads may run"),
+            ];
+            for (field, is_there, what) in fields {
+                let text = match (realtime, is_there) {
+                    (true, false) => std::format!("fifo and rr need it: {what}"),
+                    (false, true) => {
+                        "it means nothing without fifo or rr among the policies".into()
+                    }
+                    _ => continue,
+                };
+                return Err(Contradiction::new(field, text));
+            }
+            Ok(())
+        }
+    }
+
+    impl fmt::Display for Bounds {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("policies ")?;
+            let mut comma = "";
+            for policy in &self.policies {
+                write!(f, "{comma}{}", name(*policy))?;
+                comma = ", ";
+            }
+            if let Some(priority) = self.max_priority {
+                write!(f, "; fifo and rr with priority 1 to {priority}")?;
+            }
+            match &self.cpus {
+                Some(cpus) => write!(f, " and only for threads on CPUs {cpus}"),
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// A scheduling policy's name, as a policy of a delegate has it.
+    fn name(policy: virInternalSchedPolicy) -> &'static str {
+        use virInternalSchedPolicy::*;
+        match policy {
+            VIR_INTERNAL_SCHED_NONE => "none",
+            VIR_INTERNAL_SCHED_BATCH => "batch",
+            VIR_INTERNAL_SCHED_IDLE => "idle",
+            VIR_INTERNAL_SCHED_FIFO => "fifo",
+            VIR_INTERNAL_SCHED_RR => "rr",
+            VIR_INTERNAL_SCHED_OTHER => "other",
+        }
+    }
+
+    impl<'m> Serve<'m> for ProcessSetScheduler {
+        type Bounds = Bounds;
+
+        const NAME: &'static str = "process-set-scheduler";
+
+        fn bounds(allowed: &Allowed) -> Option<&Bounds> {
+            allowed.process_set_scheduler.as_ref()
+        }
+
+        fn read(body: &mut Reader<'m>, subject: &mut Subject<'m>) -> Read<Self> {
+            let task = subject.task(body)?;
+            let schedule = Schedule::new(body.i32()?, body.i32()?)?;
+            // A caller that has nothing to change asks nobody.
+            let schedule = schedule.ok_or(Malformed("the scheduling policy is NONE"))?;
+            Ok(ProcessSetScheduler { task, schedule })
+        }
+
+        fn permit(
+            &mut self,
+            bounds: &Bounds,
+            asked: &Asked<'_>,
+        ) -> core::result::Result<(), Denied> {
+            let policy = self.schedule.kind();
+            if !bounds.policies.contains(&policy) {
+                return asked.beyond(std::format!("{} is not among its policies", name(policy)));
+            }
+            let (Some(most), Some(cpus)) = (bounds.max_priority, &bounds.cpus) else {
+                return Ok(());
             };
-            return Err(Contradiction::new(field, text));
+            let priority = self.schedule.priority();
+            if priority == 0 {
+                return Ok(());
+            }
+            if priority > i32::from(most) {
+                return asked.beyond(std::format!("priority {priority} is above {most}"));
+            }
+            match affinity::get(self.task.tid()) {
+                Ok(map) => match cpus.first_outside(&map) {
+                    None => Ok(()),
+                    Some(cpu) => asked.beyond(std::format!(
+                        "the thread may run on CPU {cpu}, and with {} only on {cpus}",
+                        name(policy)
+                    )),
+                },
+                Err(errnum) => asked.beyond(std::format!(
+                    "it cannot be told on which CPUs the thread may run: {errnum}"
+                )),
+            }
         }
-        Ok(())
-    }
-}
 
-#[cfg(feature = "delegate")]
-impl fmt::Display for Bounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("policies ")?;
-        let mut comma = "";
-        for policy in &self.policies {
-            write!(f, "{comma}{}", name(*policy))?;
-            comma = ", ";
+        fn asked(&self, json: &mut String) -> fmt::Result {
+            write!(json, "\"{}\"", self.schedule)
         }
-        if let Some(priority) = self.max_priority {
-            write!(f, "; fifo and rr with priority 1 to {priority}")?;
-        }
-        match &self.cpus {
-            Some(cpus) => write!(f, " and only for threads on CPUs {cpus}"),
-            None => Ok(()),
+
+        fn state(&self, json: &mut String) -> fmt::Result {
+            match scheduler::get(self.task.tid()) {
+                Ok(found) => write!(json, "\"{found}\""),
+                Err(_) => json.write_str("null"),
+            }
         }
     }
-}
 
-/// A scheduling policy's name, as a policy of a delegate has it.
-#[cfg(feature = "delegate")]
-fn name(policy: virInternalSchedPolicy) -> &'static str {
-    use virInternalSchedPolicy::*;
-    match policy {
-        VIR_INTERNAL_SCHED_NONE => "none",
-        VIR_INTERNAL_SCHED_BATCH => "batch",
-        VIR_INTERNAL_SCHED_IDLE => "idle",
-        VIR_INTERNAL_SCHED_FIFO => "fifo",
-        VIR_INTERNAL_SCHED_RR => "rr",
-        VIR_INTERNAL_SCHED_OTHER => "other",
+    /// Serves a request of it.
+    pub(crate) fn serve(job: Job<'_>) -> Done {
+        job.serve::<ProcessSetScheduler>()
     }
 }

@@ -10,11 +10,11 @@ mod call;
 mod capabilities;
 mod cgroup;
 mod cpus;
+mod delegate;
 mod demo;
 mod host;
 mod library;
 mod operation;
-#[cfg(test)]
 mod policy;
 mod privilege;
 mod proc;
@@ -46,6 +46,7 @@ enum Command {
     Demo(demo::Demo),
     Capabilities(capabilities::Capabilities),
     Call(call::Call),
+    Delegate(delegate::Delegate),
     #[command(hide = true)]
     Target(target::Arguments),
 }
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(),
         Command::Capabilities(capabilities) => capabilities.run(),
         Command::Call(call) => call.run(),
+        Command::Delegate(delegate) => delegate.run(),
         Command::Target(target) => target.run(),
     };
     match result {

@@ -341,7 +341,7 @@ impl Subtree {
 }
 
 /// Whether `cgroup` is `top` or below.
-pub(super) fn covers(top: &str, cgroup: &str) -> bool {
+pub(crate) fn covers(top: &str, cgroup: &str) -> bool {
     let is_below = || match cgroup.strip_prefix(top) {
         Some(rest) => top == "/" || rest.is_empty() || rest.starts_with('/'),
         None => false,

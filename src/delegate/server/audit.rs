@@ -44,10 +44,6 @@ impl Audit {
             .map_err(|_| io::Error::other("a line cannot be made"))?;
         (&*file).write_all(line.as_bytes())
     }
-
-    pub(crate) fn is_nowhere(&self) -> bool {
-        matches!(self.0, Sink::Nowhere)
-    }
 }
 
 /// One operation.
@@ -91,14 +87,21 @@ impl Record<'_> {
             by_pidfd,
             ..
         } = self.peer;
-        write!(line, ",\"peer\":{{\"pid\":{pid},\"uid\":{uid},\"gid\":{gid}")?;
+        write!(
+            line,
+            ",\"peer\":{{\"pid\":{pid},\"uid\":{uid},\"gid\":{gid}"
+        )?;
         string(line, "cgroup", cgroup)?;
         if let Some(label) = label {
             string(line, "label", label)?;
         }
         write!(line, ",\"pidfd\":{by_pidfd}}}")?;
         if let Some(target) = self.target {
-            write!(line, ",\"target\":{{\"pid\":{},\"uid\":{}", target.pid, target.uid)?;
+            write!(
+                line,
+                ",\"target\":{{\"pid\":{},\"uid\":{}",
+                target.pid, target.uid
+            )?;
             string(line, "cgroup", self.target_cgroup)?;
             line.push('}');
         }

@@ -7,7 +7,7 @@
 //! is opened anew on the delegate's own mount, by the handle that the kernel
 //! gives for it. No path of the peer's is ever followed.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
@@ -43,6 +43,8 @@ pub(crate) struct Reached {
     pub(crate) group: Group,
     /// Its path in its hierarchy.
     pub(crate) path: String,
+    /// Its directory.
+    pub(crate) directory: CString,
     /// The hierarchy, as a line of /proc/PID/cgroup has it.
     controllers: String,
 }
@@ -128,8 +130,12 @@ impl Mount {
             let opened = open_by_handle_at(self.directory.as_raw_fd(), &mut handle, flags);
             Fd::new(check(opened)?)
         };
-        let path = self.path_of(&directory)?;
+        let link = format!("/proc/self/fd/{}", directory.get());
+        let place = fs::read_link(link).map_err(super::pidfd::errno)?;
+        let path = self.path_of(&place)?;
         Ok(Reached {
+            directory: CString::new(place.into_os_string().into_encoded_bytes())
+                .map_err(|_| Errno::EINVAL)?,
             group: Group::of(directory, self.version),
             path,
             controllers: self.controllers.clone(),
@@ -137,9 +143,7 @@ impl Mount {
     }
 
     /// The path of a directory on this mount in its hierarchy.
-    fn path_of(&self, directory: &Fd) -> Result<String, Errno> {
-        let link = format!("/proc/self/fd/{}", directory.get());
-        let path = fs::read_link(link).map_err(super::pidfd::errno)?;
+    fn path_of(&self, path: &Path) -> Result<String, Errno> {
         // What was removed ends in "(deleted)", what lies outside of the mount
         // is not below it.
         let below = path.strip_prefix(&self.point).map_err(|_| Errno::ENOENT)?;
@@ -206,7 +210,8 @@ fn unescaped(text: &str) -> Vec<u8> {
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
         let octal = after.get(..3).filter(|_| byte == b'\\');
-        let number = octal.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        let number =
+            octal.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
         match number {
             Some(number) => {
                 bytes.push(number);

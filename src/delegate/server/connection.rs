@@ -76,11 +76,12 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
         socket,
         peer,
         connected,
+    };
+    connection.run(&mut Workspace {
         buffer,
         texts: Texts::default(),
         cgroup: None,
-    };
-    connection.run();
+    });
 }
 
 impl Shared {
@@ -185,6 +186,10 @@ struct Connection<'a> {
     socket: &'a Fd,
     peer: Peer,
     connected: Connected<'a>,
+}
+
+/// What one request after the other is worked on with.
+struct Workspace {
     buffer: Buffer,
     texts: Texts,
     /// The cgroup that a target was in last, by its number.
@@ -192,16 +197,12 @@ struct Connection<'a> {
 }
 
 impl Connection<'_> {
-    fn run(mut self) {
-        let ended = self.greet().and_then(|()| {
-            loop {
-                self.next()?;
-            }
-        });
-        let Err(end) = ended as Result<std::convert::Infallible, End> else {
-            return;
-        };
-        if let End::Malformed(Malformed(what)) = end {
+    fn run(&self, space: &mut Workspace) {
+        let mut ended = self.greet(space);
+        while ended.is_ok() {
+            ended = self.next(space);
+        }
+        if let Err(End::Malformed(Malformed(what))) = ended {
             let shared = self.shared;
             shared.metrics.malformed.fetch_add(1, Ordering::Relaxed);
             goodbye(self.socket, 0, what);
@@ -209,12 +210,12 @@ impl Connection<'_> {
     }
 
     /// Both sides say hello.
-    fn greet(&mut self) -> Result<(), End> {
+    fn greet(&self, space: &mut Workspace) -> Result<(), End> {
         let _ = allow_descriptors(self.socket, true);
         self.set_time(libc::SO_SNDTIMEO, SEND_TIME)?;
         self.set_time(libc::SO_RCVTIMEO, HELLO_TIME)?;
-        let (length, descriptors) = self.receive()?;
-        let (header, body) = Header::split(&self.buffer.get()[..length])?;
+        let (message, descriptors) = self.receive(&mut space.buffer)?;
+        let (header, body) = Header::split(message)?;
         if header.operation != HELLO {
             return Err(Malformed("the first message is not a hello").into());
         }
@@ -243,9 +244,10 @@ impl Connection<'_> {
         socket::set_option(self.socket.get(), option, &time).map_err(|_| End::Closed)
     }
 
-    /// Receives one message: its length, and the descriptors that came along.
-    fn receive(&mut self) -> Result<(usize, Vec<Fd>), End> {
-        let buffers = [socket::slice_mut(self.buffer.get())];
+    /// Receives one message, and the descriptors that came along.
+    fn receive<'b>(&self, buffer: &'b mut Buffer) -> Result<(&'b mut [u8], Vec<Fd>), End> {
+        let buffer = buffer.get();
+        let buffers = [socket::slice_mut(buffer)];
         let received = loop {
             // SAFETY: a slice that nobody else uses.
             match unsafe { socket::receive(self.socket.get(), &buffers, 0) } {
@@ -255,29 +257,22 @@ impl Connection<'_> {
             }
         };
         match received.length {
-            _ if received.cut => {
-                Err(Malformed("the message is longer than 32800 bytes, or has too many descriptors").into())
-            }
+            _ if received.cut => Err(Malformed(
+                "the message is longer than 32800 bytes, or has too many descriptors",
+            )
+            .into()),
             0 => Err(End::Closed),
-            length => Ok((length, received.descriptors.into_iter().flatten().collect())),
+            length => Ok((&mut buffer[..length], received.descriptors.into_iter().flatten().collect())),
         }
     }
 
     /// Receives one request and answers it.
-    fn next(&mut self) -> Result<(), End> {
-        let (length, descriptors) = self.receive()?;
+    fn next(&self, space: &mut Workspace) -> Result<(), End> {
+        let (message, descriptors) = self.receive(&mut space.buffer)?;
         let start = Instant::now();
-        // The texts and the buffer are used side by side.
-        let mut texts = std::mem::take(&mut self.texts);
-        let mut cgroup = self.cgroup.take();
-        let message = self.buffer.get() as *mut [u8];
-        // SAFETY: the buffer is this connection's, and nothing receives into
-        // it before the request is answered.
-        let message = unsafe { &mut (*message)[..length] };
-        let done = self.answer(message, descriptors, start, &mut texts, &mut cgroup);
+        let texts = &mut space.texts;
+        let done = self.answer(message, descriptors, start, texts, &mut space.cgroup);
         erase(message);
-        self.texts = texts;
-        self.cgroup = cgroup;
         done
     }
 
@@ -366,8 +361,16 @@ impl Connection<'_> {
             text,
             results,
         } = said;
-        send(self.socket, operation, version, request, answer, &results, &text)
-            .map_err(|_| End::Closed)
+        send(
+            self.socket,
+            operation,
+            version,
+            request,
+            answer,
+            &results,
+            &text,
+        )
+        .map_err(|_| End::Closed)
     }
 }
 
@@ -426,7 +429,7 @@ impl Said {
 pub(crate) struct Job<'a> {
     connection: &'a Connection<'a>,
     policy: &'a Policy,
-    kind: &'static dispatch::Kind,
+    pub(crate) kind: &'static dispatch::Kind,
     header: Header,
     body: &'a [u8],
     descriptors: Vec<Fd>,
@@ -446,7 +449,7 @@ impl<'a> Job<'a> {
             connection,
             policy,
             header,
-            ref mut texts,
+            texts,
             ..
         } = self;
         let Connection { shared, peer, .. } = connection;
@@ -546,7 +549,8 @@ fn cgroup_of<'c>(
         return Ok("");
     };
     let number = info.cgroup.filter(|_| *hierarchy == Hierarchy::V2);
-    let is_known = matches!((&*known, number), (Some((known, _)), Some(number)) if *known == number);
+    let is_known =
+        matches!((&*known, number), (Some((known, _)), Some(number)) if *known == number);
     if !is_known {
         let gone = || Error::no_process(format_args!("process {} is no more", info.pid));
         let failed = |errnum| {

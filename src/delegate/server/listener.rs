@@ -76,7 +76,11 @@ impl Listener {
     pub(super) fn adopt(socket: OwnedFd, name: &str, label: Option<&str>) -> io::Result<Listener> {
         for (option, wanted, what) in [
             (libc::SO_DOMAIN, libc::AF_UNIX, "is not a Unix socket"),
-            (libc::SO_TYPE, libc::SOCK_SEQPACKET, "is not a SOCK_SEQPACKET socket"),
+            (
+                libc::SO_TYPE,
+                libc::SOCK_SEQPACKET,
+                "is not a SOCK_SEQPACKET socket",
+            ),
             (libc::SO_ACCEPTCONN, 1, "does not listen"),
         ] {
             let mut value: c_int = 0;
@@ -131,11 +135,8 @@ impl Listener {
             // SAFETY: no address is asked for; the kernel returns a new
             // descriptor.
             let accepted = unsafe {
-                syscall(
-                    libc::SYS_accept4,
-                    [self.socket.get() as usize, 0, 0, flags],
-                )
-                .map(|fd| Fd::new(fd as i64))
+                syscall(libc::SYS_accept4, [self.socket.get() as usize, 0, 0, flags])
+                    .map(|fd| Fd::new(fd as i64))
             };
             match accepted {
                 Ok(socket) => return Some(socket),
@@ -203,7 +204,10 @@ pub(super) fn wait<'l>(listeners: &'l [Arc<Listener>], wake: &Fd) -> io::Result<
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut polls: Vec<_> = listeners.iter().map(|listener| poll(&listener.socket)).collect();
+    let mut polls: Vec<_> = listeners
+        .iter()
+        .map(|listener| poll(&listener.socket))
+        .collect();
     polls.push(poll(wake));
     // SAFETY: as many pollfds as that.
     let ready = check(unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, -1) });

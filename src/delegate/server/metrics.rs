@@ -57,7 +57,10 @@ impl Metrics {
 
     fn write(&self, text: &mut String, scopes: usize, connected: u32) -> std::fmt::Result {
         let name = "virt_internal_operations_total";
-        writeln!(text, "# HELP {name} Operations that peers asked for, by outcome.")?;
+        writeln!(
+            text,
+            "# HELP {name} Operations that peers asked for, by outcome."
+        )?;
         writeln!(text, "# TYPE {name} counter")?;
         for (operation, row) in Allowed::NAMES.iter().zip(&self.operations) {
             for (verdict, count) in OUTCOMES.iter().zip(row) {
@@ -76,7 +79,11 @@ impl Metrics {
             writeln!(text, "{name}{{operation=\"{operation}\"}} {seconds}")?;
         }
         let counters = [
-            ("connections_total", "Connections that were accepted.", &self.connections),
+            (
+                "connections_total",
+                "Connections that were accepted.",
+                &self.connections,
+            ),
             (
                 "connections_refused_total",
                 "Connections of peers that are unknown or over their quota.",
@@ -96,11 +103,23 @@ impl Metrics {
         for (name, help, count) in counters {
             writeln!(text, "# HELP virt_internal_{name} {help}")?;
             writeln!(text, "# TYPE virt_internal_{name} counter")?;
-            writeln!(text, "virt_internal_{name} {}", count.load(Ordering::Relaxed))?;
+            writeln!(
+                text,
+                "virt_internal_{name} {}",
+                count.load(Ordering::Relaxed)
+            )?;
         }
         let gauges = [
-            ("connections", "Connections that are open.", u64::from(connected)),
-            ("scopes", "Containers or users that are connected.", scopes as u64),
+            (
+                "connections",
+                "Connections that are open.",
+                u64::from(connected),
+            ),
+            (
+                "scopes",
+                "Containers or users that are connected.",
+                scopes as u64,
+            ),
         ];
         for (name, help, value) in gauges {
             writeln!(text, "# HELP virt_internal_{name} {help}")?;

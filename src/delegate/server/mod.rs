@@ -11,8 +11,8 @@
 //! | `scope` | quotas, and what became of requests |
 //! | `audit`, `metrics` | what was done, in lines and in numbers |
 
-mod audit;
-mod cgroupfs;
+pub(crate) mod audit;
+pub(crate) mod cgroupfs;
 pub(crate) mod connection;
 mod listener;
 mod metrics;
@@ -23,8 +23,8 @@ pub(crate) mod serve;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -120,19 +120,27 @@ impl Server {
     /// made there, each after what it is doing. Whether it was listened on.
     pub fn unlisten(&self, address: &str) -> bool {
         let mut listeners = lock(&self.0.listeners);
-        let Some(index) = listeners.iter().position(|listener| listener.name == address) else {
+        let Some(index) = listeners
+            .iter()
+            .position(|listener| listener.name == address)
+        else {
             return false;
         };
         let listener = listeners.remove(index);
         drop(listeners);
         self.0.wake_up();
-        self.0.end_connections(|name| name.as_deref() == Some(&*listener.name));
+        self.0
+            .end_connections(|name| name.as_deref() == Some(&*listener.name));
         true
     }
 
     /// Puts another policy in force: for every request from now on.
     pub fn set_policy(&self, policy: Policy) {
-        *self.0.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        *self
+            .0
+            .policy
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
     /// Has audit lines go elsewhere.

@@ -101,10 +101,7 @@ impl Peer {
             // SAFETY: the kernel has just made it.
             Ok(fd) => (unsafe { Fd::new(i64::from(fd)) }, true),
             Err(Errno::ESRCH | Errno::EINVAL) => return Err(Unknown::Gone),
-            Err(_) => (
-                pidfd_open(pid.get(), 0).map_err(|_| Unknown::Gone)?,
-                false,
-            ),
+            Err(_) => (pidfd_open(pid.get(), 0).map_err(|_| Unknown::Gone)?, false),
         };
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
         let namespace = Namespace::of(pid.get()).map_err(errno);

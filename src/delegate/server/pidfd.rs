@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 use libc::c_int;
 
 use crate::errno::Errno;
+use crate::kernel::check;
 use crate::kernel::file::Fd;
 use crate::kernel::process::{Pid, pidfd_open};
-use crate::kernel::check;
 
 /// What the kernel tells of a process or thread, by the delegate's numbers.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +121,9 @@ fn info_from_proc(pidfd: c_int) -> Result<Info, Errno> {
         value.split_whitespace().next()?.parse().ok()
     };
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}")).map_err(errno)?;
-    let pid = line(&text, "Pid:").filter(|pid| *pid > 0).ok_or(Errno::ESRCH)?;
+    let pid = line(&text, "Pid:")
+        .filter(|pid| *pid > 0)
+        .ok_or(Errno::ESRCH)?;
     let text = fs::read_to_string(format!("/proc/{pid}/status")).map_err(errno)?;
     let read = |name| line(&text, name).ok_or(Errno::EPROTO);
     Ok(Info {

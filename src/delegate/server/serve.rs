@@ -2,7 +2,8 @@
 //! What a delegate needs to know of an operation, and what a request is about.
 
 use std::cell::OnceCell;
-use std::fmt;
+use std::ffi::CString;
+use std::fmt::{self, Write};
 
 use libc::{c_uint, pid_t};
 
@@ -15,6 +16,7 @@ use crate::dispatch::Operation;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::kernel::affinity::CpuMap;
+use crate::kernel::cgroup::GroupPath;
 use crate::kernel::file::Fd;
 use crate::kernel::process::{Held, Pid, Task, pidfd_open};
 use crate::operation::Allowed;
@@ -91,6 +93,7 @@ impl From<Error> for Unfit {
 pub(crate) struct Lists {
     tids: OnceCell<Vec<pid_t>>,
     ids: OnceCell<Vec<c_uint>>,
+    path: OnceCell<CString>,
 }
 
 /// What a request is about: descriptors that a peer sent.
@@ -194,30 +197,38 @@ impl<'m> Subject<'m> {
         Ok(self.lists.ids.get_or_init(|| ids))
     }
 
-    /// The cgroup that comes next.
-    pub(crate) fn group(&mut self) -> Read<&Reached> {
+    /// The cgroup that comes next, and its path here.
+    pub(crate) fn group(&mut self) -> Read<GroupPath<'m>> {
         let fd = self.next_descriptor("a cgroup is missing")?;
-        match cgroupfs::reach(fd.get()) {
-            Ok(reached) => Ok(self.reached.insert(reached)),
+        let reached = match cgroupfs::reach(fd.get()) {
+            Ok(reached) => reached,
             Err(Unreachable::NoCgroup) => {
-                Err(Malformed("what was sent as a cgroup is not an O_PATH descriptor of one").into())
+                return Err(Malformed(
+                    "what was sent as a cgroup is not an O_PATH descriptor of one",
+                )
+                .into());
             }
-            Err(Unreachable::Failed(errnum)) => Err(Error::failed(
-                errnum,
-                format_args!("cannot reach that cgroup from here"),
-            )
-            .into()),
-        }
+            Err(Unreachable::Failed(errnum)) => {
+                let text = format_args!("cannot reach that cgroup from here");
+                return Err(Error::failed(errnum, text).into());
+            }
+        };
+        let path = self.lists.path.get_or_init(|| reached.directory.clone());
+        self.reached = Some(reached);
+        // SAFETY: a C string, which lives as long as the lists do.
+        Ok(unsafe { GroupPath::new(path.as_ptr()) }?)
     }
 
     fn translate(&self, pid: Pid, tid: pid_t) -> Result<pid_t> {
-        self.peer.translate(pid, tid).map_err(|errnum| match errnum {
-            Errno::ESRCH => not_its_thread(pid, tid),
-            _ => Error::failed(
-                errnum,
-                format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
-            ),
-        })
+        self.peer
+            .translate(pid, tid)
+            .map_err(|errnum| match errnum {
+                Errno::ESRCH => not_its_thread(pid, tid),
+                _ => Error::failed(
+                    errnum,
+                    format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
+                ),
+            })
     }
 
     /// No descriptor may be left.
@@ -272,12 +283,25 @@ pub(crate) fn read_cpus<'m>(body: &mut Reader<'m>, length: u32) -> Read<Option<C
     match map {
         [] => Ok(None),
         // SAFETY: a slice.
-        _ => Ok(Some(unsafe { CpuMap::new(map.as_ptr(), map.len() as libc::c_int) }?)),
+        _ => Ok(Some(unsafe {
+            CpuMap::new(map.as_ptr(), map.len() as libc::c_int)
+        }?)),
     }
 }
 
-/// A list of CPUs as JSON, as taskset says it.
-pub(crate) fn write_cpus(json: &mut String, map: CpuMap<'_>) -> fmt::Result {
-    use fmt::Write;
-    write!(json, "\"{map}\"")
+/// A list of CPUs as JSON, as taskset says it: "0-3,8".
+pub(crate) fn write_cpus(json: &mut String, map: &[u8]) -> fmt::Result {
+    let has = |cpu: usize| map[cpu / 8] >> (cpu % 8) & 1 != 0;
+    let (mut cpu, end, mut comma) = (0, map.len() * 8, "");
+    json.push('"');
+    while let Some(first) = (cpu..end).find(|&cpu| has(cpu)) {
+        cpu = (first..end).find(|&cpu| !has(cpu)).unwrap_or(end);
+        write!(json, "{comma}{first}")?;
+        if cpu - first > 1 {
+            write!(json, "-{}", cpu - 1)?;
+        }
+        comma = ",";
+    }
+    json.push('"');
+    Ok(())
 }
