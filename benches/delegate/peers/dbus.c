@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
  * dbus server ADDRESS
- *     a service with an empty method, on the bus at ADDRESS
+ *     a service with an empty method, on the bus at ADDRESS. Prints "ready".
  * dbus client ADDRESS
  *     calls it; see rounds.h for what it reads and prints
  */
 
 #include <err.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <systemd/sd-bus.h>
@@ -42,6 +43,8 @@ static void serve(void)
     must("sd_bus_add_object_vtable",
          sd_bus_add_object_vtable(bus, NULL, PATH, NAME, methods, NULL));
     must("sd_bus_request_name", sd_bus_request_name(bus, NAME, 0));
+    puts("ready");
+    fflush(stdout);
     for (;;) {
         int returned = sd_bus_process(bus, NULL);
 
