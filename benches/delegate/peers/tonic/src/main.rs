@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! An empty gRPC call over a Unix socket.
 //!
-//! - `empty-grpc-call server PATH`
-//! - `empty-grpc-call client PATH`: see rounds.h for what it reads and prints
+//! - `empty-grpc-call server one|several PATH`
+//! - `empty-grpc-call client one|several PATH`: see rounds.h for what it reads
+//!   and prints
 //!
-//! Both ends run on the one thread that they have: with more of them tonic is
-//! slower here.
+//! `several` threads are what `#[tokio::main]` would give it, `one` is faster
+//! when there is one call at a time.
 
 use std::error::Error;
 use std::io::{self, BufRead, Write};
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Builder;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
@@ -81,13 +83,20 @@ async fn measure(path: &str) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[1..] {
-        ["server", path] => runtime.block_on(serve(path)),
-        ["client", path] => runtime.block_on(measure(path)),
-        _ => Err("see the comment in main.rs".into()),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [end, threads, path] = &arguments[..] else {
+        return Err("see the comment in main.rs".into());
+    };
+    let runtime = match threads.as_str() {
+        "one" => Builder::new_current_thread(),
+        "several" => Builder::new_multi_thread(),
+        _ => return Err("one thread, or several?".into()),
+    }
+    .enable_all()
+    .build()?;
+    match end.as_str() {
+        "server" => runtime.block_on(serve(path)),
+        "client" => runtime.block_on(measure(path)),
+        _ => Err("the server, or a client?".into()),
     }
 }
