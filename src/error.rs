@@ -68,7 +68,7 @@ impl Message {
     }
 
     #[cfg(feature = "delegate")]
-    pub(crate) fn to_string(&self) -> alloc::string::String {
+    pub(crate) fn text(&self) -> alloc::string::String {
         let text = &self.text[..usize::from(self.length)];
         alloc::string::String::from_utf8_lossy(text).into_owned()
     }

@@ -33,6 +33,7 @@ extern crate alloc;
 #[cfg(not(loom))]
 #[allow(non_snake_case, clippy::missing_safety_doc)]
 pub mod capi;
+/// cbindgen:ignore
 #[cfg(not(loom))]
 pub mod delegate;
 #[cfg(not(loom))]

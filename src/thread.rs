@@ -450,7 +450,7 @@ pub(crate) fn last_error(page: &Page) -> Option<*mut virInternalError> {
 #[cfg(feature = "delegate")]
 pub(crate) fn own_message() -> alloc::string::String {
     // SAFETY: only this thread comes here; copied before it is written again.
-    unsafe { (*own().error.get()).message.to_string() }
+    unsafe { (*own().error.get()).message.text() }
 }
 
 /// As `virInternalGetLastRequest()`.

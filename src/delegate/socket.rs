@@ -143,7 +143,7 @@ pub(crate) unsafe fn receive(
         // option is set that would make it write anything else.
         unsafe {
             let control = control.as_ptr();
-            let length = (*control).header.cmsg_len as usize;
+            let length = (*control).header.cmsg_len;
             let count = length.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<c_int>();
             for (index, fd) in received.descriptors.iter_mut().take(count).enumerate() {
                 let number = (&raw const (*control).descriptors)

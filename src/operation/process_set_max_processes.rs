@@ -74,7 +74,7 @@ impl Operation for ProcessSetMaxProcesses {
 
     fn request<'a>(&'a self, held: &Held, request: &mut Request<'a>) -> Result<()> {
         request.process(held);
-        request.fixed.u64(self.processes.into());
+        request.fixed.u32(self.processes);
         Ok(())
     }
 

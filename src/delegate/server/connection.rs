@@ -123,7 +123,8 @@ fn send(
     results: &[c_int],
     text: &str,
 ) -> Result<(), Errno> {
-    let text = &text.as_bytes()[..text.floor_char_boundary(TEXT_MAX)];
+    let end = (0..=text.len().min(TEXT_MAX)).rfind(|&end| text.is_char_boundary(end));
+    let text = &text.as_bytes()[..end.unwrap_or(0)];
     answer.text = text.len() as u32;
     answer.results = results.len() as u32;
     let results = bytes_of(results);
@@ -262,7 +263,10 @@ impl Connection<'_> {
             )
             .into()),
             0 => Err(End::Closed),
-            length => Ok((&mut buffer[..length], received.descriptors.into_iter().flatten().collect())),
+            length => Ok((
+                &mut buffer[..length],
+                received.descriptors.into_iter().flatten().collect(),
+            )),
         }
     }
 

@@ -61,7 +61,10 @@ impl fmt::Display for Exhausted {
 
 /// All scopes.
 #[derive(Default)]
-pub(crate) struct Scopes(Mutex<HashMap<(Option<String>, Name), Arc<Scope>>>);
+pub(crate) struct Scopes(Mutex<HashMap<Key, Arc<Scope>>>);
+
+/// A listener's label, and whose quota it is.
+type Key = (Option<String>, Name);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -102,7 +105,7 @@ impl Scopes {
 /// A connection that is counted.
 pub(crate) struct Connected<'a> {
     scopes: &'a Scopes,
-    name: (Option<String>, Name),
+    name: Key,
     pub(crate) scope: Arc<Scope>,
 }
 
