@@ -112,8 +112,7 @@ has_begun(void)
         && __atomic_load_n(&called_count, __ATOMIC_RELAXED) > 0;
 }
 
-TEST(calls_go_on_while_handlers_come_and_go_and_each_is_freed_once,
-     .seconds = 120)
+TEST(calls_go_on_while_handlers_come_and_go_and_each_is_freed_once)
 {
     Subject subject = subject_start(1);
     pthread_t threads[CALLERS + SETTERS];
