@@ -53,6 +53,20 @@ group_name(pid_t test)
     return text("libvirt-internal-test-%d", test);
 }
 
+/* Some kernels take a moment to forget who was in it. */
+static void
+remove_empty(const char *group)
+{
+    int result = rmdir(group);
+
+    for (int i = 0; result < 0 && errno == EBUSY && i < 60000; i++) {
+        usleep(1000);
+        result = rmdir(group);
+    }
+    if (result < 0)
+        fprintf(stderr, "cannot remove %s: %s\n", group, strerror(errno));
+}
+
 static void
 remove_group(const char *mount, pid_t test)
 {
@@ -64,11 +78,10 @@ remove_group(const char *mount, pid_t test)
         return;
     while ((entry = readdir(directory))) {
         if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
-            rmdir(text("%s/%s", group, entry->d_name));
+            remove_empty(text("%s/%s", group, entry->d_name));
     }
     closedir(directory);
-    if (rmdir(group) < 0)
-        fprintf(stderr, "cannot remove %s: %s\n", group, strerror(errno));
+    remove_empty(group);
 }
 
 static void

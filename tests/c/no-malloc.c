@@ -24,10 +24,17 @@ forbid_malloc(void)
 /* A sanitizer must see what is allocated: there is no allocator of ours. */
 #ifndef __SANITIZE_ADDRESS__
 
-/* Memory is taken from the front of an arena and never given back: a test
- * does not live long. The kernel gives no memory for what is not touched. */
+/* Memory is taken from the front of an arena, or is what was freed before: a
+ * test sets handlers as long as others have not come to their end, however
+ * long that is. The kernel gives no memory for what is not touched. */
 static char arena[256 << 20] __attribute__((aligned(4096)));
 static size_t used;
+
+/* For each power of two, the freed blocks of that size: the low half is where
+ * in the arena the first is, or 0, and that is where the next is. The high half
+ * counts, so that a list that has changed never looks as before. Without locks,
+ * because a child may be forked at any time. */
+static uint64_t freed[32];
 
 static void
 note_use(void)
@@ -49,18 +56,75 @@ size_of_block(void *block)
     return (size_t *) block - 1;
 }
 
+/* The power of two that has room for it. */
+static unsigned int
+class_of(size_t size)
+{
+    unsigned int class = 4;
+
+    while ((size_t) 1 << class < size)
+        class++;
+    return class;
+}
+
+static void
+put_back(void *block)
+{
+    uint64_t *list = &freed[class_of(*size_of_block(block))];
+    uint64_t first = __atomic_load_n(list, __ATOMIC_RELAXED);
+    uint64_t changed;
+
+    do {
+        __atomic_store_n((uint64_t *) block, first & UINT32_MAX,
+                         __ATOMIC_RELAXED);
+        changed = ((first >> 32) + 1) << 32 | (uint64_t) ((char *) block - arena);
+    } while (!__atomic_compare_exchange_n(list, &first, changed, false,
+                                          __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+}
+
+static void *
+take_freed(unsigned int class)
+{
+    uint64_t *list = &freed[class];
+    uint64_t first = __atomic_load_n(list, __ATOMIC_ACQUIRE);
+    uint64_t changed;
+    char *block;
+
+    do {
+        block = arena + (first & UINT32_MAX);
+        if (block == arena)
+            return NULL;
+        /* Whatever is there, if another thread was faster. */
+        changed = ((first >> 32) + 1) << 32
+            | (__atomic_load_n((uint64_t *) block, __ATOMIC_RELAXED)
+               & UINT32_MAX);
+    } while (!__atomic_compare_exchange_n(list, &first, changed, false,
+                                          __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE));
+    return block;
+}
+
 static void *
 allocate(size_t size, size_t alignment)
 {
     size_t start, block, end;
+    void *again;
 
     note_use();
-    if (alignment < ALIGNMENT)
+    if (size > sizeof(arena)) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    size = (size_t) 1 << class_of(size);
+    if (alignment <= ALIGNMENT) {
         alignment = ALIGNMENT;
+        again = take_freed(class_of(size));
+        if (again)
+            return again;
+    }
     start = __atomic_load_n(&used, __ATOMIC_RELAXED);
     do {
         block = (start + sizeof(size_t) + alignment - 1) & ~(alignment - 1);
-        if (size > sizeof(arena) || block > sizeof(arena) - size) {
+        if (block > sizeof(arena) || size > sizeof(arena) - block) {
             errno = ENOMEM;
             return NULL;
         }
@@ -80,12 +144,14 @@ malloc(size_t size)
 void *
 calloc(size_t count, size_t size)
 {
-    /* Untouched memory is zero. */
+    void *block;
+
     if (size && count > SIZE_MAX / size) {
         errno = ENOMEM;
         return NULL;
     }
-    return allocate(count * size, ALIGNMENT);
+    block = allocate(count * size, ALIGNMENT);
+    return block ? memset(block, 0, count * size) : NULL;
 }
 
 void *
@@ -97,6 +163,7 @@ realloc(void *old, size_t size)
         size_t before = *size_of_block(old);
 
         memcpy(new, old, before < size ? before : size);
+        put_back(old);
     }
     return new;
 }
@@ -104,8 +171,10 @@ realloc(void *old, size_t size)
 void
 free(void *block)
 {
-    if (block)
-        note_use();
+    if (!block)
+        return;
+    note_use();
+    put_back(block);
 }
 
 void *

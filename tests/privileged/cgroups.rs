@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Another user's threads, moved in cgroup v2.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 use libc::{c_int, pid_t};
 use nix::errno::Errno;
@@ -58,11 +59,29 @@ impl Tree {
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(entry.path());
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let groups = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.is_dir());
+        for group in groups.chain([self.0.clone()]) {
+            if let Err(error) = remove(&group) {
+                eprintln!("{} is left behind: {error}", group.display());
+            }
         }
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("{} is left behind: {error}", self.0.display());
+    }
+}
+
+/// Removes a cgroup. Some kernels take a moment to forget who was in it.
+fn remove(group: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match fs::remove_dir(group) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
         }
     }
 }

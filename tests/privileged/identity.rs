@@ -2,6 +2,9 @@
 //! Processes and threads that go away while a handler runs, and whose ids are
 //! then another's.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use libc::{c_int, pid_t};
 use nix::errno::Errno;
 
@@ -14,7 +17,21 @@ use crate::scheduling::{self, FIFO, set_by_handler};
 struct Successor(pid_t);
 
 impl Successor {
+    /// The kernel may say of a thread that it is gone a moment before its id
+    /// is free.
     fn new(id: pid_t) -> Result<Successor, Errno> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match Successor::try_new(id) {
+                Err(Errno::EEXIST) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_new(id: pid_t) -> Result<Successor, Errno> {
         let ids = [id];
         // SAFETY: all zeros are a clone_args: a fork, without a signal.
         let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };

@@ -365,7 +365,7 @@ class Threads(TestCase):
 
     def test_handlers_come_and_go_while_threads_call(self):
         rounds, changers = 200, 2
-        changed, ended = [], threading.Event()
+        changed, ended, met = [], threading.Event(), threading.Event()
         alive, freed, answers = set(), [], []
 
         def call():
@@ -378,6 +378,7 @@ class Threads(TestCase):
 
         def set_one(name):
             def handler(pid, number):
+                met.set()
                 return vir.HANDLED if name in alive else -errno.EFAULT
 
             def gone():
@@ -391,6 +392,8 @@ class Threads(TestCase):
             try:
                 for number in range(rounds):
                     set_one((threading.get_native_id(), number))
+                    # Nobody unsets one before one was met.
+                    met.wait(600)
                     calls = len(answers)
                     while len(answers) < calls + 2 and not ended.is_set():
                         time.sleep(0)
@@ -443,7 +446,7 @@ class Exit(TestCase):
     def assertExits(self, program):
         program = textwrap.dedent(program)
         ended = subprocess.run([sys.executable, "-c", program], text=True,
-                               capture_output=True, timeout=60,
+                               capture_output=True, timeout=600,
                                cwd=os.path.dirname(__file__))
         self.assertEqual((ended.returncode, ended.stdout, ended.stderr),
                          (0, "the end\n", ""))

@@ -8,6 +8,7 @@ import pathlib
 import resource
 import tempfile
 import threading
+import time
 from ctypes import c_int, c_uint
 
 import libvirt_internal as vir
@@ -125,11 +126,22 @@ class Cgroups(TestCase):
             group = tempfile.mkdtemp(prefix="libvirt-internal-", dir=mount)
         except OSError as error:
             self.skipTest(f"cannot make a cgroup: {error}")
-        self.addCleanup(os.rmdir, group)
+        self.addCleanup(self.remove_group, group)
         # Before the group is removed: it must be empty.
         self.addCleanup(self.process.wait)
         self.addCleanup(self.process.kill)
         return group
+
+    def remove_group(self, group):
+        """Some kernels take a moment to forget who was in it."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return os.rmdir(group)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def assertIn_group(self, group):
         path = f"/{os.path.basename(group)}\n"
