@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! What the operations on resource limits have in common.
 
+#[cfg(feature = "delegate")]
+use alloc::string::String;
 use core::fmt;
+#[cfg(feature = "delegate")]
+use core::fmt::Write;
 
 use crate::errno::Errno;
 
@@ -38,15 +42,16 @@ pub(super) fn read_back(
     }
 }
 
-/// A limit as JSON, for an audit line.
+/// The process's limit as JSON, for an audit line.
 #[cfg(feature = "delegate")]
-pub(super) fn write_state(
-    json: &mut alloc::string::String,
-    resource: &'static Resource,
-    pid: Pid,
-) -> fmt::Result {
-    use fmt::Write;
-    let Ok(limit) = rlimit::get(resource, pid) else {
+pub(super) fn write_state(json: &mut String, resource: &'static Resource, pid: Pid) -> fmt::Result {
+    write_limit(json, rlimit::get(resource, pid).ok())
+}
+
+/// A limit as JSON.
+#[cfg(feature = "delegate")]
+pub(super) fn write_limit(json: &mut String, limit: Option<Limit>) -> fmt::Result {
+    let Some(limit) = limit else {
         return json.write_str("null");
     };
     let mut comma = '{';

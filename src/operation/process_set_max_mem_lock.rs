@@ -201,6 +201,12 @@ mod served {
         fn state(&self, json: &mut String) -> fmt::Result {
             limit::write_state(json, &MEMLOCK, self.pid)
         }
+
+        const REPLACES: bool = true;
+
+        fn replaced(&self, json: &mut String) -> fmt::Result {
+            limit::write_limit(json, self.replaced.get())
+        }
     }
 
     /// Serves a request of it.

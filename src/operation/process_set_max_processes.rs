@@ -188,6 +188,12 @@ mod served {
         fn state(&self, json: &mut String) -> fmt::Result {
             limit::write_state(json, &NPROC, self.pid)
         }
+
+        const REPLACES: bool = true;
+
+        fn replaced(&self, json: &mut String) -> fmt::Result {
+            limit::write_limit(json, self.replaced.get())
+        }
     }
 
     /// Serves a request of it.

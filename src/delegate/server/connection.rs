@@ -468,6 +468,8 @@ impl<'a> Job<'a> {
         let target = subject.info();
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
+        // Closed when the peer has its answer: that takes its time.
+        let mut held = None;
         let quota = policy.quota_for(&peer.facts());
         let running = connection.connected.scope.begin(header.request, quota);
         let said = match (read, &running) {
@@ -485,8 +487,16 @@ impl<'a> Job<'a> {
                     Err(denied) => Said::refused(denied.to_string()).with_results(&operation),
                     Ok(permitting) => {
                         rule = Some(permitting.name.as_str());
-                        let _ = operation.state(&mut texts.before);
-                        let done = dispatch::serve(self.kind, &operation, subject.hold());
+                        // A handler does not tell.
+                        let replaces = O::REPLACES && self.kind.registry.is_empty();
+                        if !replaces {
+                            let _ = operation.state(&mut texts.before);
+                        }
+                        let held = held.insert(subject.hold()?);
+                        let done = dispatch::serve(self.kind, &operation, held);
+                        if replaces {
+                            let _ = operation.replaced(&mut texts.before);
+                        }
                         let said = match done {
                             Ok(Outcome::Done) => Said::handled(),
                             Ok(Outcome::NotHandled) => Said::not_handled(),

@@ -28,6 +28,7 @@ pub(crate) struct Scope {
 struct State {
     connections: u32,
     running: u32,
+    waiting: u32,
     /// Operations that may be begun now, and when that was so.
     tokens: f64,
     counted: Option<Instant>,
@@ -138,8 +139,10 @@ impl Scope {
         }
         if state.running >= quota.concurrent {
             let is_full = |state: &mut State| state.running >= quota.concurrent;
+            state.waiting += 1;
             let waited = self.ended.wait_timeout_while(state, PATIENCE, is_full);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
             if is_full(&mut state) {
                 return Err(Exhausted::Concurrent(quota.concurrent));
             }
@@ -209,7 +212,11 @@ impl Drop for Running<'_> {
         if let Some(index) = state.begun.iter().position(|id| *id == self.request) {
             state.begun.swap_remove(index);
         }
+        // Every notification is a system call.
+        let is_awaited = state.waiting != 0;
         drop(state);
-        self.scope.ended.notify_one();
+        if is_awaited {
+            self.scope.ended.notify_one();
+        }
     }
 }

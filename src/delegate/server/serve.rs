@@ -48,6 +48,14 @@ pub(crate) trait Serve<'m>: Operation + Sized {
 
     /// What the kernel has at this moment, as JSON.
     fn state(&self, json: &mut String) -> fmt::Result;
+
+    /// Whether `act` learns what it replaces, in the same moment.
+    const REPLACES: bool = false;
+
+    /// What `act` replaced, as JSON.
+    fn replaced(&self, _json: &mut String) -> fmt::Result {
+        Ok(())
+    }
 }
 
 /// Who asks, and by which rule.
@@ -253,10 +261,11 @@ impl<'m> Subject<'m> {
     }
 
     /// Holds the process, and the thread, until after it was done.
-    pub(crate) fn hold(self) -> Option<Held> {
-        let (fd, info) = self.process?;
-        let pid = Pid::new(info.pid).ok()?;
-        Some(Held::received(pid, fd, self.thread))
+    pub(crate) fn hold(self) -> std::result::Result<Held, Malformed> {
+        let missing = Malformed("a process is missing");
+        let (fd, info) = self.process.ok_or(missing)?;
+        let pid = Pid::new(info.pid).map_err(|_| missing)?;
+        Ok(Held::received(pid, fd, self.thread))
     }
 }
 
