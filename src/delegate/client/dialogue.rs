@@ -258,14 +258,21 @@ pub(super) fn greet(
         socket::slice(header.as_bytes()),
         socket::slice(body.as_bytes()),
     ];
-    send(socket, &buffers, &[], deadline)?;
+    // One that does not want this process says so and hangs up, maybe before
+    // it has read anything: then sending fails, or the first try to receive.
+    let sent = send(socket, &buffers, &[], deadline);
     let mut answer = [0; size_of::<Header>() + HELLO_MAX];
     let buffers = [socket::slice_mut(&mut answer)];
-    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
+    let received = match receive(socket, &buffers, deadline) {
+        Err(Trouble::Broken) => receive(socket, &buffers, deadline),
+        received => received,
+    };
+    let length = received.map_err(|trouble| match (sent, trouble) {
+        (Err(trouble), _) => trouble,
         // Nothing that acts was sent.
-        Trouble::Unanswered => Trouble::TooLate,
-        Trouble::Broken => Trouble::Away(Errno::ECONNRESET),
-        trouble => trouble,
+        (_, Trouble::Unanswered) => Trouble::TooLate,
+        (_, Trouble::Broken) => Trouble::Away(Errno::ECONNRESET),
+        (_, trouble) => trouble,
     })?;
     let (header, body) = Header::split(&answer[..length])?;
     if header.operation != HELLO {

@@ -195,19 +195,18 @@ pub(crate) struct Running<'a> {
 impl Running<'_> {
     /// It ended, like that: remembered before the peer is told.
     pub(crate) fn end(self, answer: Answer, text: &str) {
-        let mut state = lock(&self.scope.state);
-        if state.outcomes.len() == REMEMBERED {
-            state.outcomes.pop_front();
-        }
-        state
-            .outcomes
-            .push_back((self.request, answer, text.to_owned()));
+        self.leave(Some((answer, text.to_owned())));
+        std::mem::forget(self);
     }
-}
 
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
+    fn leave(&self, outcome: Option<(Answer, String)>) {
         let mut state = lock(&self.scope.state);
+        if let Some((answer, text)) = outcome {
+            if state.outcomes.len() == REMEMBERED {
+                state.outcomes.pop_front();
+            }
+            state.outcomes.push_back((self.request, answer, text));
+        }
         state.running -= 1;
         if let Some(index) = state.begun.iter().position(|id| *id == self.request) {
             state.begun.swap_remove(index);
@@ -218,5 +217,12 @@ impl Drop for Running<'_> {
         if is_awaited {
             self.scope.ended.notify_one();
         }
+    }
+}
+
+/// It did not come to an end: the connection did.
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.leave(None);
     }
 }

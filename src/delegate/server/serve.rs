@@ -46,15 +46,16 @@ pub(crate) trait Serve<'m>: Operation + Sized {
     /// What is asked, as JSON.
     fn asked(&self, json: &mut String) -> fmt::Result;
 
-    /// What the kernel has at this moment, as JSON.
-    fn state(&self, json: &mut String) -> fmt::Result;
-
     /// Whether `act` learns what it replaces, in the same moment.
     const REPLACES: bool = false;
 
-    /// What `act` replaced, as JSON.
-    fn replaced(&self, _json: &mut String) -> fmt::Result {
-        Ok(())
+    /// What the kernel has before it is done, as JSON. Asked before, or, where
+    /// `act` learns it, after.
+    fn before(&self, json: &mut String) -> fmt::Result;
+
+    /// What the kernel has after it was done, as JSON.
+    fn after(&self, json: &mut String) -> fmt::Result {
+        self.before(json)
     }
 }
 
