@@ -130,7 +130,7 @@ impl Tried {
     fn target(&self) -> &'static str {
         match self.user {
             User::Own => "own-uid",
-            User::Other => "other-uid",
+            User::Other | User::Guest => "other-uid",
         }
     }
 

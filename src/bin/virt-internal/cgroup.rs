@@ -4,10 +4,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::pid_t;
 
+use crate::complain;
 use crate::privilege::{Kind, Missing};
 use crate::proc;
 
@@ -109,16 +110,15 @@ impl Groups {
             .filter(|hierarchy| hierarchy.version == version && !hierarchy.has_controller("cpuset"))
             .max_by_key(|hierarchy| hierarchy.has_controller("cpu"))
             .ok_or_else(|| not_mounted(version))?;
-        let groups = Groups {
-            base: hierarchy.group.join(format!("virt-internal-{pid}")),
-        };
+        let base = hierarchy.group.join(format!("virt-internal-{pid}"));
         let create = |directory: &Path| {
             fs::create_dir(directory).map_err(|error| not_writable(&hierarchy.group, &error))
         };
         let write = |file: PathBuf, text: &str| {
             fs::write(&file, text).map_err(|error| not_writable(&file, &error))
         };
-        create(&groups.base)?;
+        create(&base)?;
+        let groups = Groups { base };
         for name in NAMES {
             create(&groups.path(name))?;
             if version == Version::V2 {
@@ -158,17 +158,31 @@ pub fn not_writable(path: &Path, error: &io::Error) -> Missing {
     }
 }
 
+/// Removes a cgroup, if it is there. The kernel takes a moment to forget who was
+/// in it; on a busy machine that is not a short one.
+fn remove(directory: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Drop for Groups {
     fn drop(&mut self) {
         for directory in NAMES.map(|name| self.path(name)).iter().chain([&self.base]) {
-            // The kernel takes a moment to forget who was in it.
-            for _ in 0..50 {
-                match fs::remove_dir(directory) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    _ => break,
-                }
+            if let Err(error) = remove(directory) {
+                let directory = directory.display();
+                complain(&format!(
+                    "virt-internal: cannot remove {directory}: {error}\n"
+                ));
             }
         }
     }

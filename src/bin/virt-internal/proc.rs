@@ -75,6 +75,12 @@ pub fn cpus(pid: pid_t, tid: pid_t) -> io::Result<Cpus> {
         .map_err(|_| invalid(&path))
 }
 
+/// The CPUs that this process may run on.
+pub fn own_cpus() -> io::Result<Cpus> {
+    let own = std::process::id() as pid_t;
+    cpus(own, own)
+}
+
 /// All threads of a process.
 pub fn threads(pid: pid_t) -> io::Result<Vec<pid_t>> {
     let path = format!("/proc/{pid}/task");

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, OsStr, c_void};
+use std::ffi::{CStr, CString, OsStr, OsString, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::{fmt, fs, io, ptr, slice};
@@ -19,12 +19,15 @@ use virt_internal::capi::cgroup_add_threads::{
 };
 use virt_internal::capi::types::virInternalOperation;
 
-use super::{Operation, Request, Requests, Scene, Stage, State, Trial};
+use super::{Delegation, Errand, Operation, Request, Requests, Scene, Stage, State, Trial};
 use crate::cgroup::{self, Groups, Version};
 use crate::library::Script;
 use crate::privilege::{Kind, Missing};
 use crate::proc;
 use crate::target::{Target, User};
+
+/// The operation's name for `call` and in policies.
+const NAME: &str = "cgroup-add-threads";
 
 /// Move threads of a process into a cgroup
 #[derive(Args)]
@@ -189,6 +192,19 @@ impl Request for CgroupAddThreads {
         json!({ "tids": self.tids(), "group": self.group })
     }
 
+    fn arguments(&self) -> Vec<OsString> {
+        let mut group = OsString::from("--group=");
+        group.push(&self.group);
+        let mut arguments = vec![
+            NAME.into(),
+            format!("--pid={}", self.pid).into(),
+            group,
+            format!("--role={}", self.role_option()).into(),
+        ];
+        arguments.extend(self.tids().iter().map(|tid| format!("--tid={tid}").into()));
+        arguments
+    }
+
     fn call(&self, flags: c_uint) -> c_int {
         let tids = self.tids();
         // An argument of a program has no NUL.
@@ -277,10 +293,11 @@ const VERSIONS: [(&str, Version); 2] = [("v2", Version::V2), ("v1", Version::V1)
 
 fn stage<R>(
     version: Version,
+    user: User,
     requests: impl FnOnce(&dyn Fn(&[usize], &str, Role) -> Box<dyn Request>) -> R,
 ) -> Result<Stage<R>, Missing> {
     let groups = |target: &Target| Groups::create(version, target.pid()).map(Some);
-    Stage::with_groups(User::Own, groups, |target, groups| {
+    Stage::with_groups(user, groups, |target, groups| {
         let request = |threads: &[usize], name: &str, role| -> Box<dyn Request> {
             Box::new(CgroupAddThreads {
                 pid: target.pid(),
@@ -301,7 +318,7 @@ impl Operation for CgroupAddThreads {
     fn scenes() -> Vec<Scene> {
         VERSIONS
             .map(|(label, version)| {
-                let stage = stage(version, |request| Requests {
+                let stage = stage(version, User::Own, |request| Requests {
                     allowed: [
                         request(&[1], "vcpu0", Role::Vcpu),
                         request(&[0, 2], "emulator", Role::Emulator),
@@ -319,9 +336,31 @@ impl Operation for CgroupAddThreads {
             .map(|(name, version)| Trial {
                 name,
                 user: User::Own,
-                stage: stage(version, |request| request(&[1], "vcpu0", Role::Vcpu)),
+                stage: stage(version, User::Own, |request| request(&[1], "vcpu0", Role::Vcpu)),
             })
             .into()
+    }
+
+    fn delegations(user: User) -> Vec<Delegation> {
+        VERSIONS
+            .map(|(label, version)| {
+                let stage = stage(version, user, |request| {
+                    let errand = |threads: &[usize], name: &str, role| {
+                        Errand::new(request(threads, name, role))
+                    };
+                    vec![
+                        errand(&[1], "vcpu0", Role::Vcpu).main(),
+                        errand(&[0, 2], "emulator", Role::Emulator),
+                        errand(&[1], "emulator", Role::Helper).refused(),
+                    ]
+                });
+                Delegation { label, stage }
+            })
+            .into()
+    }
+
+    fn policy() -> io::Result<String> {
+        Ok(format!("{NAME} = {{ roles = [\"vcpu\", \"emulator\"], cgroup = \"/\" }}"))
     }
 }
 

@@ -8,7 +8,7 @@ use libc::pid_t;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-use super::{Request, Requests, Scene, Stage, State, Trial};
+use super::{Delegation, Errand, Request, Requests, Scene, Stage, State, Trial};
 use crate::privilege::{Kind, Missing, SYS_RESOURCE};
 use crate::proc::{self, Limit};
 use crate::size::{self, UNLIMITED};
@@ -97,6 +97,31 @@ impl Resource {
             })
         });
         vec![Scene { label: "", stage }]
+    }
+
+    /// Lower the limit of another user's process, raise it, and go beyond what
+    /// the policy allows.
+    pub fn delegations(&'static self, user: User, make: Make) -> Vec<Delegation> {
+        let stage = Stage::new(user, |target| {
+            let pid = target.pid();
+            let start = self.start(pid)?;
+            let raise = Errand::new(make(pid, start));
+            Ok(vec![
+                Errand::new(make(pid, start / 2)).main(),
+                match self.number {
+                    // The one that is raised most.
+                    libc::RLIMIT_MEMLOCK => raise.main(),
+                    _ => raise,
+                },
+                Errand::new(make(pid, self.most * 2)).refused(),
+            ])
+        });
+        vec![Delegation { label: "", stage }]
+    }
+
+    /// What a policy allows as the most.
+    pub fn policy(&self, operation: &str) -> String {
+        format!("{operation} = {{ max = {} }}", self.most)
     }
 
     pub fn trials(&'static self, make: Make) -> Vec<Trial> {

@@ -4,6 +4,7 @@
 
 mod limit;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 
@@ -26,6 +27,9 @@ pub trait Request: fmt::Display {
 
     /// The same for a program: values as in State, where they are asked for.
     fn asked_values(&self) -> Value;
+
+    /// What makes `virt-internal call` call for it.
+    fn arguments(&self) -> Vec<OsString>;
 
     /// Calls the library's function.
     fn call(&self, flags: c_uint) -> c_int;
@@ -88,13 +92,19 @@ pub trait Operation: Request {
 
     /// What it takes to do it directly.
     fn trials() -> Vec<Trial>;
+
+    /// What the demonstration has done by a delegate.
+    fn delegations(user: User) -> Vec<Delegation>;
+
+    /// What the policy of that delegate allows of it: a line of a rule.
+    fn policy() -> io::Result<String>;
 }
 
 /// Requests and what they are about, which is gone when this is dropped.
 pub struct Stage<R> {
     pub requests: R,
     /// In the order in which they have to go.
-    _props: (Target, Option<Groups>),
+    props: (Target, Option<Groups>),
 }
 
 /// Requests to be made of one process, one after the other.
@@ -109,6 +119,42 @@ pub struct Requests {
     pub allowed: [Box<dyn Request>; 3],
     /// Not the case after them, and maybe not allowed.
     pub beyond: Box<dyn Request>,
+}
+
+/// Requests to be made by an unprivileged process, one after the other.
+pub struct Delegation {
+    /// Which of several of an operation.
+    pub label: &'static str,
+    pub stage: Result<Stage<Vec<Errand>>, Missing>,
+}
+
+/// A request that is made of a delegate.
+pub struct Errand {
+    pub request: Box<dyn Request>,
+    /// It is more than the policy allows.
+    pub is_refused: bool,
+    /// It is not left out of a short demonstration.
+    pub is_main: bool,
+}
+
+impl Errand {
+    fn new(request: Box<dyn Request>) -> Errand {
+        Errand {
+            request,
+            is_refused: false,
+            is_main: false,
+        }
+    }
+
+    fn refused(mut self) -> Errand {
+        self.is_refused = true;
+        self
+    }
+
+    fn main(mut self) -> Errand {
+        self.is_main = true;
+        self
+    }
 }
 
 /// A request made directly, to see whether that is possible here.
@@ -138,8 +184,13 @@ impl<R> Stage<R> {
         let props = (target, groups);
         Ok(Stage {
             requests: requests(&props.0, props.1.as_ref())?,
-            _props: props,
+            props,
         })
+    }
+
+    /// The process that the requests are about.
+    pub fn pid(&self) -> pid_t {
+        self.props.0.pid()
     }
 }
 
@@ -148,6 +199,8 @@ pub struct Entry {
     pub kind: &'static Kind,
     pub scenes: fn() -> Vec<Scene>,
     pub trials: fn() -> Vec<Trial>,
+    pub delegations: fn(User) -> Vec<Delegation>,
+    pub policy: fn() -> io::Result<String>,
 }
 
 impl Entry {
@@ -160,6 +213,8 @@ impl Entry {
                 .expect("the library has every operation of the command"),
             scenes: O::scenes,
             trials: O::trials,
+            delegations: O::delegations,
+            policy: O::policy,
         }
     }
 }

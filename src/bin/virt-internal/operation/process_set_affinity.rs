@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The CPUs that a thread may run on.
 
-use std::ffi::c_void;
+use std::ffi::{OsString, c_void};
 use std::{fmt, io, ptr, slice};
 
 use clap::Args;
@@ -14,12 +14,15 @@ use virt_internal::capi::process_set_affinity::{
 };
 use virt_internal::capi::types::virInternalOperation;
 
-use super::{Operation, Request, Requests, Scene, Stage, State, Trial};
+use super::{Delegation, Errand, Operation, Request, Requests, Scene, Stage, State, Trial};
 use crate::cpus::Cpus;
 use crate::library::Script;
 use crate::privilege::{Kind, Missing, SYS_NICE};
 use crate::proc;
 use crate::target::{Target, User};
+
+/// The operation's name for `call` and in policies.
+const NAME: &str = "process-set-affinity";
 
 /// Set the CPUs that a thread may run on
 #[derive(Args)]
@@ -74,6 +77,15 @@ impl Request for ProcessSetAffinity {
 
     fn asked_values(&self) -> Value {
         values(&self.cpus)
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        vec![
+            NAME.into(),
+            format!("--pid={}", self.pid).into(),
+            format!("--tid={}", self.tid()).into(),
+            format!("--cpus={}", self.cpus).into(),
+        ]
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -188,6 +200,27 @@ impl Operation for ProcessSetAffinity {
                 Trial { name: "pin", user, stage }
             })
             .into()
+    }
+
+    fn delegations(user: User) -> Vec<Delegation> {
+        let stage = Stage::new(user, |target| {
+            let (first, last) = first_and_last_cpu(target)?;
+            let errand = |tid: usize, cpu| {
+                let tid = target.tids[tid];
+                let request = ProcessSetAffinity::new(target.pid(), tid, Cpus::one(cpu));
+                Errand::new(Box::new(request))
+            };
+            Ok(vec![
+                errand(1, last).main(),
+                errand(0, first),
+                errand(2, last + 1).refused(),
+            ])
+        });
+        vec![Delegation { label: "", stage }]
+    }
+
+    fn policy() -> io::Result<String> {
+        Ok(format!("{NAME} = {{ cpus = \"{}\" }}", proc::own_cpus()?))
     }
 }
 

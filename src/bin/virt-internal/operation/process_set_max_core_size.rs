@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How large a core file a process may leave.
 
-use std::ffi::c_void;
+use std::ffi::{OsString, c_void};
 use std::{fmt, io, ptr};
 
 use clap::Args;
@@ -15,10 +15,14 @@ use virt_internal::capi::process_set_max_core_size::{
 use virt_internal::capi::types::virInternalOperation;
 
 use super::limit::{self, Resource};
-use super::{Operation, Request, Scene, State, Trial};
+use super::{Delegation, Operation, Request, Scene, State, Trial};
 use crate::library::Script;
 use crate::privilege::Missing;
 use crate::size;
+use crate::target::User;
+
+/// The operation's name for `call` and in policies.
+const NAME: &str = "process-set-max-core-size";
 
 static RESOURCE: Resource = Resource {
     number: libc::RLIMIT_CORE,
@@ -51,6 +55,14 @@ impl Request for ProcessSetMaxCoreSize {
 
     fn asked_values(&self) -> Value {
         limit::asked(self.bytes)
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        vec![
+            NAME.into(),
+            format!("--pid={}", self.pid).into(),
+            format!("--bytes={}", size::number(self.bytes)).into(),
+        ]
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -96,6 +108,14 @@ impl Operation for ProcessSetMaxCoreSize {
 
     fn trials() -> Vec<Trial> {
         RESOURCE.trials(|pid, bytes| Box::new(ProcessSetMaxCoreSize { pid, bytes }))
+    }
+
+    fn delegations(user: User) -> Vec<Delegation> {
+        RESOURCE.delegations(user, |pid, bytes| Box::new(ProcessSetMaxCoreSize { pid, bytes }))
+    }
+
+    fn policy() -> io::Result<String> {
+        Ok(RESOURCE.policy(NAME))
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How many files a process may have open.
 
-use std::ffi::c_void;
+use std::ffi::{OsString, c_void};
 use std::{fmt, io, ptr};
 
 use clap::Args;
@@ -15,10 +15,14 @@ use virt_internal::capi::process_set_max_files::{
 use virt_internal::capi::types::virInternalOperation;
 
 use super::limit::{self, Resource};
-use super::{Operation, Request, Scene, State, Trial};
+use super::{Delegation, Operation, Request, Scene, State, Trial};
 use crate::library::Script;
 use crate::privilege::Missing;
 use crate::size;
+use crate::target::User;
+
+/// The operation's name for `call` and in policies.
+const NAME: &str = "process-set-max-files";
 
 static RESOURCE: Resource = Resource {
     number: libc::RLIMIT_NOFILE,
@@ -57,6 +61,14 @@ impl Request for ProcessSetMaxFiles {
 
     fn asked_values(&self) -> Value {
         limit::asked(u64::from(self.files) + 1)
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        vec![
+            NAME.into(),
+            format!("--pid={}", self.pid).into(),
+            format!("--files={}", self.files).into(),
+        ]
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -103,6 +115,14 @@ impl Operation for ProcessSetMaxFiles {
 
     fn trials() -> Vec<Trial> {
         RESOURCE.trials(make)
+    }
+
+    fn delegations(user: User) -> Vec<Delegation> {
+        RESOURCE.delegations(user, make)
+    }
+
+    fn policy() -> io::Result<String> {
+        Ok(RESOURCE.policy(NAME))
     }
 }
 

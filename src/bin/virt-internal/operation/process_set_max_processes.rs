@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How many processes a process's user may have.
 
-use std::ffi::c_void;
+use std::ffi::{OsString, c_void};
 use std::{fmt, io, ptr};
 
 use clap::Args;
@@ -15,10 +15,14 @@ use virt_internal::capi::process_set_max_processes::{
 use virt_internal::capi::types::virInternalOperation;
 
 use super::limit::{self, Resource};
-use super::{Operation, Request, Scene, State, Trial};
+use super::{Delegation, Operation, Request, Scene, State, Trial};
 use crate::library::Script;
 use crate::privilege::Missing;
 use crate::size;
+use crate::target::User;
+
+/// The operation's name for `call` and in policies.
+const NAME: &str = "process-set-max-processes";
 
 static RESOURCE: Resource = Resource {
     number: libc::RLIMIT_NPROC,
@@ -57,6 +61,14 @@ impl Request for ProcessSetMaxProcesses {
 
     fn asked_values(&self) -> Value {
         limit::asked(u64::from(self.processes))
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        vec![
+            NAME.into(),
+            format!("--pid={}", self.pid).into(),
+            format!("--processes={}", self.processes).into(),
+        ]
     }
 
     fn call(&self, flags: c_uint) -> c_int {
@@ -102,6 +114,14 @@ impl Operation for ProcessSetMaxProcesses {
 
     fn trials() -> Vec<Trial> {
         RESOURCE.trials(make)
+    }
+
+    fn delegations(user: User) -> Vec<Delegation> {
+        RESOURCE.delegations(user, make)
+    }
+
+    fn policy() -> io::Result<String> {
+        Ok(RESOURCE.policy(NAME))
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! The scheduling policy and priority of a thread.
 
-use std::ffi::c_void;
+use std::ffi::{OsString, c_void};
 use std::{fmt, io, ptr};
 
 use clap::{Args, ValueEnum};
@@ -15,12 +15,18 @@ use virt_internal::capi::process_set_scheduler::{
 };
 use virt_internal::capi::types::virInternalOperation;
 
-use super::{Operation, Request, Requests, Scene, Stage, State, Trial};
+use super::{Delegation, Errand, Operation, Request, Requests, Scene, Stage, State, Trial};
 use crate::cgroup;
 use crate::library::Script;
 use crate::privilege::{Kind, Missing, SYS_NICE, is_in_initial_user_namespace};
 use crate::proc;
 use crate::target::User;
+
+/// The operation's name for `call` and in policies.
+const NAME: &str = "process-set-scheduler";
+
+/// The highest priority that the demonstration's policy allows.
+const MAX_PRIORITY: c_int = 10;
 
 /// Set the scheduling policy and priority of a thread
 #[derive(Args)]
@@ -157,6 +163,18 @@ impl Request for ProcessSetScheduler {
         }
     }
 
+    fn arguments(&self) -> Vec<OsString> {
+        let policy = self.policy.to_possible_value();
+        let policy = policy.map_or(String::new(), |policy| policy.get_name().to_owned());
+        vec![
+            NAME.into(),
+            format!("--pid={}", self.pid).into(),
+            format!("--tid={}", self.tid()).into(),
+            format!("--policy={policy}").into(),
+            format!("--priority={}", self.priority).into(),
+        ]
+    }
+
     fn call(&self, flags: c_uint) -> c_int {
         // SAFETY: numbers only; conn is never dereferenced.
         unsafe {
@@ -277,6 +295,29 @@ impl Operation for ProcessSetScheduler {
             trial("real-time", User::Own, Policy::Fifo, 1),
             trial("batch", User::Other, Policy::Batch, 0),
         ]
+    }
+
+    fn delegations(user: User) -> Vec<Delegation> {
+        let stage = Stage::new(user, |target| {
+            let errand = |tid: usize, policy, priority| {
+                let tid = target.tids[tid];
+                let request = ProcessSetScheduler::new(target.pid(), tid, policy, priority);
+                Errand::new(Box::new(request))
+            };
+            Ok(vec![
+                errand(1, Policy::Fifo, 1).main(),
+                errand(0, Policy::Batch, 0),
+                errand(2, Policy::Fifo, MAX_PRIORITY * 2).refused().main(),
+            ])
+        });
+        vec![Delegation { label: "", stage }]
+    }
+
+    fn policy() -> io::Result<String> {
+        let cpus = proc::own_cpus()?;
+        Ok(format!(
+            "{NAME} = {{ policies = [\"batch\", \"fifo\"], max-priority = {MAX_PRIORITY}, cpus = \"{cpus}\" }}"
+        ))
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-//! `virt-internal demo`: the main job, on processes of the command's own.
+//! Every way that a request can take within one process: by a handler, directly.
 //!
 //! Each row is one call of the library. What came of it is held against what
 //! the library promises: a request that is done is one that the kernel
@@ -7,9 +7,7 @@
 //! leaves everything as it was.
 
 use std::io;
-use std::process::ExitCode;
 
-use clap::Args;
 use libc::c_uint;
 use nix::errno::Errno;
 use serde_json::{Value, json};
@@ -18,22 +16,11 @@ use virt_internal::error::virInternalErrorCode::{
     VIR_INTERNAL_ERR_FAILED, VIR_INTERNAL_ERR_READ_BACK,
 };
 
-use crate::host::Host;
+use super::signals::Signals;
 use crate::library::{Behaviour, DIRECT, Failure, NO_DIRECT, Outcome, Script};
 use crate::operation::{Entry, Request, Scene, State, operations, short_name};
 use crate::privilege::{self, Missing};
-use crate::table::{Table, Tone, paint};
-
-/// Show what the library does, on processes started for it
-#[derive(Args)]
-pub struct Demo {
-    /// Every way for every operation, not only for the first
-    #[arg(long)]
-    all: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
+use crate::table::{Table, Tone};
 
 /// What a handler that fails answers.
 const FAILURE: Errno = Errno::EBUSY;
@@ -92,31 +79,27 @@ struct Played {
     wrong: Option<String>,
 }
 
-impl Demo {
-    pub fn run(&self) -> crate::Result {
-        let host = Host::probe()?;
-        let mut rows = Vec::new();
-        for (index, entry) in operations().iter().enumerate() {
-            for scene in (entry.scenes)() {
-                play(entry, scene, self.all || index == 0, &mut rows)?;
-            }
+/// What was shown.
+pub struct Rows(Vec<Row>);
+
+/// Shows the first operation in every way, or `all` of them.
+pub fn show(all: bool, signals: &Signals) -> io::Result<Rows> {
+    let mut rows = Vec::new();
+    let operations = operations();
+    let count = match all {
+        true => operations.len(),
+        false => 1,
+    };
+    for entry in &operations[..count] {
+        for scene in (entry.scenes)() {
+            signals.require_none()?;
+            play(entry, scene, &mut rows)?;
         }
-        let wrong = rows
-            .iter()
-            .any(|row| matches!(&row.result, Ok(played) if played.wrong.is_some()));
-        let text = match self.json {
-            true => format!("{:#}\n", to_json(&rows, wrong)),
-            false => to_text(&host, &rows, wrong),
-        };
-        let exit_code = match wrong {
-            true => ExitCode::FAILURE,
-            false => ExitCode::SUCCESS,
-        };
-        Ok((text, exit_code))
     }
+    Ok(Rows(rows))
 }
 
-fn play(entry: &Entry, scene: Scene, all: bool, rows: &mut Vec<Row>) -> io::Result<()> {
+fn play(entry: &Entry, scene: Scene, rows: &mut Vec<Row>) -> io::Result<()> {
     let row = |result| Row {
         operation: entry.kind,
         label: scene.label,
@@ -135,15 +118,15 @@ fn play(entry: &Entry, scene: Scene, all: bool, rows: &mut Vec<Row>) -> io::Resu
     let [first, second, third] = &stage.requests.allowed;
     let beyond = &stage.requests.beyond;
     let ways = [
-        (true, Way::Direct, first),
-        (true, Way::Handler(Behaviour::Does), second),
-        (all, Way::Handler(Behaviour::Declines), third),
-        (all, Way::Handler(Behaviour::Fails(FAILURE)), beyond),
-        (true, Way::Handler(Behaviour::Lies), beyond),
-        (all, Way::NoDirect, beyond),
-        (true, Way::Direct, beyond),
+        (Way::Direct, first),
+        (Way::Handler(Behaviour::Does), second),
+        (Way::Handler(Behaviour::Declines), third),
+        (Way::Handler(Behaviour::Fails(FAILURE)), beyond),
+        (Way::Handler(Behaviour::Lies), beyond),
+        (Way::NoDirect, beyond),
+        (Way::Direct, beyond),
     ];
-    for (_, way, request) in ways.into_iter().filter(|(wanted, ..)| *wanted) {
+    for (way, request) in ways {
         rows.push(row(Ok(call(way, request.as_ref())?)));
     }
     Ok(())
@@ -286,78 +269,67 @@ impl Played {
     }
 }
 
-fn to_text(host: &Host, rows: &[Row], wrong: bool) -> String {
-    let mut table = Table::new(&["OPERATION", "ASKED", "WAY", "RESULT", "THE KERNEL SAYS"]);
-    for row in rows {
-        let name = format!("{} {}", short_name(row.operation), row.label);
-        let name = (Tone::Heading, name.trim_end().to_owned());
-        table.add(match &row.result {
-            Ok(played) => vec![
-                name,
-                (Tone::Plain, played.asked.clone()),
-                (Tone::Plain, played.way.describe().to_owned()),
-                played.result(),
-                (Tone::Plain, played.after.text.clone()),
-            ],
-            Err(missing) => vec![
-                name,
-                (Tone::Missing, format!("not shown: {}", missing.needs())),
-            ],
-        });
-    }
-    let mut text = format!("{}\n\n{table}\n", host.summary());
-    if wrong {
-        let heading = "This contradicts what the library promises:";
-        text += &format!("{}\n", paint(Tone::Wrong, heading));
-        for row in rows {
-            let Ok(Played {
-                asked,
-                way,
-                wrong: Some(wrong),
-                ..
-            }) = &row.result
-            else {
-                continue;
-            };
-            text += &format!(
-                "  {} ({asked}, {}): {wrong}\n",
-                row.operation.name,
-                way.describe()
-            );
+impl Rows {
+    pub fn to_text(&self) -> String {
+        let mut table = Table::new(&["OPERATION", "ASKED", "WAY", "RESULT", "THE KERNEL SAYS"]);
+        for row in &self.0 {
+            let name = format!("{} {}", short_name(row.operation), row.label);
+            let name = (Tone::Heading, name.trim_end().to_owned());
+            table.add(match &row.result {
+                Ok(played) => vec![
+                    name,
+                    (Tone::Plain, played.asked.clone()),
+                    (Tone::Plain, played.way.describe().to_owned()),
+                    played.result(),
+                    (Tone::Plain, played.after.text.clone()),
+                ],
+                Err(missing) => vec![
+                    name,
+                    (Tone::Missing, format!("not shown: {}", missing.needs())),
+                ],
+            });
         }
-    } else {
-        text += "All as promised. How to get what is missing: virt-internal capabilities\n";
+        table.to_string()
     }
-    text
-}
 
-fn to_json(rows: &[Row], wrong: bool) -> Value {
-    let rows: Vec<Value> = rows
-        .iter()
-        .map(|row| match &row.result {
-            Ok(played) => json!({
-                "operation": row.operation.name,
-                "label": row.label,
-                "request": played.request,
-                "asked": played.asked,
-                "way": played.way.describe(),
-                "outcome": played.outcome.name(),
-                "error": played.outcome.failure().map(Failure::to_json),
-                "missing": played.missing.as_ref().map(Missing::to_json),
-                "asked_values": played.asked_values,
-                "before": played.before.text,
-                "before_values": played.before.values,
-                "kernel": played.after.text,
-                "kernel_values": played.after.values,
-                "wrong": played.wrong,
-            }),
-            Err(missing) => json!({
-                "operation": row.operation.name,
-                "label": row.label,
-                "outcome": "not-shown",
-                "missing": missing.to_json(),
-            }),
-        })
-        .collect();
-    json!({ "as_promised": !wrong, "rows": rows })
+    /// What contradicts the library's promises, a line each.
+    pub fn wrong(&self) -> Vec<String> {
+        let played = |row: &Row| {
+            let played = row.result.as_ref().ok()?;
+            let (wrong, way) = (played.wrong.as_ref()?, played.way.describe());
+            let (name, asked) = (row.operation.name, &played.asked);
+            Some(format!("{name} ({asked}, {way}): {wrong}"))
+        };
+        self.0.iter().filter_map(played).collect()
+    }
+
+    pub fn to_json(&self) -> Value {
+        self.0
+            .iter()
+            .map(|row| match &row.result {
+                Ok(played) => json!({
+                    "operation": row.operation.name,
+                    "label": row.label,
+                    "request": played.request,
+                    "asked": played.asked,
+                    "way": played.way.describe(),
+                    "outcome": played.outcome.name(),
+                    "error": played.outcome.failure().map(Failure::to_json),
+                    "missing": played.missing.as_ref().map(Missing::to_json),
+                    "asked_values": played.asked_values,
+                    "before": played.before.text,
+                    "before_values": played.before.values,
+                    "kernel": played.after.text,
+                    "kernel_values": played.after.values,
+                    "wrong": played.wrong,
+                }),
+                Err(missing) => json!({
+                    "operation": row.operation.name,
+                    "label": row.label,
+                    "outcome": "not-shown",
+                    "missing": missing.to_json(),
+                }),
+            })
+            .collect()
+    }
 }
