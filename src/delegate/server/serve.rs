@@ -172,7 +172,7 @@ impl<'m> Subject<'m> {
             _ => {
                 let (fd, info) = self.next_pidfd("a thread is missing")?;
                 if info.process != pid.get() {
-                    return Err(not_its_thread(pid, tid).into());
+                    return Err(not_its_thread(tid).into());
                 }
                 (info.pid, Some(fd))
             }
@@ -193,8 +193,11 @@ impl<'m> Subject<'m> {
             if tid <= 0 {
                 return Err(Malformed("the number of a thread is below 1").into());
             }
-            // One that has exited stays what it is: nobody's.
-            tids.push(self.translate(pid, tid).unwrap_or(NOBODY));
+            tids.push(match self.peer.translate(pid, tid) {
+                // One that has exited stays what it is: nobody's.
+                Err(Errno::ESRCH) => NOBODY,
+                translated => translated.map_err(|errnum| untranslated(tid, errnum))?,
+            });
         }
         Ok(self.lists.tids.get_or_init(|| tids))
     }
@@ -232,11 +235,8 @@ impl<'m> Subject<'m> {
         self.peer
             .translate(pid, tid)
             .map_err(|errnum| match errnum {
-                Errno::ESRCH => not_its_thread(pid, tid),
-                _ => Error::failed(
-                    errnum,
-                    format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
-                ),
+                Errno::ESRCH => not_its_thread(tid),
+                _ => untranslated(tid, errnum),
             })
     }
 
@@ -277,8 +277,14 @@ fn gone() -> Error {
     Error::no_process(format_args!("the process is no more"))
 }
 
-fn not_its_thread(pid: Pid, tid: pid_t) -> Error {
-    let _ = pid;
+fn untranslated(tid: pid_t, errnum: Errno) -> Error {
+    Error::failed(
+        errnum,
+        format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
+    )
+}
+
+fn not_its_thread(tid: pid_t) -> Error {
     Error::invalid(format_args!(
         "thread {tid} does not belong to the process, or is no more"
     ))
