@@ -363,6 +363,7 @@ pub(super) fn receive(
 pub(super) fn exchange(
     socket: c_int,
     question: &Question<'_>,
+    same_process: bool,
     deadline: &Deadline,
 ) -> core::result::Result<Answer, Trouble> {
     let Question {
@@ -370,10 +371,15 @@ pub(super) fn exchange(
         request,
         results,
         text,
+        ..
     } = question;
+    let (header, descriptors) = match same_process {
+        false => (*header, request.descriptors()),
+        true => (header.of_same_process(), &request.descriptors()[1..]),
+    };
     let [one, two, three] = *request.parts();
     let buffers = [header.as_bytes(), request.fixed.as_bytes(), one, two, three].map(socket::slice);
-    send(socket, &buffers, request.descriptors(), deadline)?;
+    send(socket, &buffers, descriptors, deadline)?;
 
     let mut head = [0; ANSWER_HEAD];
     let buffers = [
@@ -412,6 +418,9 @@ pub(super) fn read_answer(
     if header.operation == OUTCOME && asked.operation != OUTCOME {
         return Ok(Err(Trouble::Dismissed));
     }
+    if header.flags != 0 {
+        return Err(Malformed("it has unknown flags"));
+    }
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));
     }
@@ -425,6 +434,9 @@ pub(super) fn read_answer(
 /// Something to ask a delegate: to do an operation, or what became of that.
 pub(super) struct Question<'a> {
     pub(super) header: Header,
+    /// Whether the process is that of the last request over the thread's own
+    /// socket.
+    pub(super) same_process: bool,
     pub(super) request: &'a Request<'a>,
     pub(super) results: &'a [Cell<c_int>],
     pub(super) text: &'a Text,

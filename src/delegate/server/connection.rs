@@ -20,14 +20,15 @@ use super::serve::{Asked, Lists, Serve, Subject, Unfit};
 use crate::delegate::policy::{Denied, Hierarchy, Policy, Rule};
 use crate::delegate::socket;
 use crate::delegate::wire::{
-    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, Spoken, TEXT_MAX, Verdict,
-    bytes_of, erase, hello, read_hello,
+    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, SAME_PROCESS, Spoken, TEXT_MAX,
+    Verdict, bytes_of, erase, hello, read_hello,
 };
 use crate::dispatch::{self, Operation, Outcome};
 use crate::errno::Errno;
 use crate::error::{Code, Error};
 use crate::kernel::file::Fd;
 use crate::kernel::memory;
+use crate::kernel::process::Held;
 use crate::operation::{self, Allowed, OPERATIONS};
 use crate::thread;
 
@@ -82,7 +83,7 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
         policy: shared.numbered_policy(),
         buffer,
         texts: Texts::default(),
-        cgroup: None,
+        last: Last::default(),
     });
 }
 
@@ -196,7 +197,15 @@ struct Workspace {
     policy: (u64, Arc<Policy>),
     buffer: Buffer,
     texts: Texts,
-    /// The cgroup that a target was in last, by its number.
+    last: Last,
+}
+
+/// What is kept from one request to the next.
+#[derive(Default)]
+struct Last {
+    /// The process that it was about.
+    process: Option<Fd>,
+    /// The cgroup that a target was in, by its number.
     cgroup: Option<(u64, String)>,
 }
 
@@ -282,14 +291,7 @@ impl Connection<'_> {
         }
         let policy = &*space.policy.1;
         let texts = &mut space.texts;
-        let done = self.answer(
-            message,
-            descriptors,
-            start,
-            policy,
-            texts,
-            &mut space.cgroup,
-        );
+        let done = self.answer(message, descriptors, start, policy, texts, &mut space.last);
         erase(message);
         done
     }
@@ -301,10 +303,14 @@ impl Connection<'_> {
         start: Instant,
         policy: &Policy,
         texts: &mut Texts,
-        cgroup: &mut Option<(u64, String)>,
+        last: &mut Last,
     ) -> Result<(), End> {
         let (header, body) = Header::split(message)?;
+        let same_process = header.flags == SAME_PROCESS;
         match header.operation {
+            HELLO | OUTCOME if same_process => {
+                Err(Malformed("what is no request has the flag of one").into())
+            }
             HELLO => Err(Malformed("there is a second hello").into()),
             OUTCOME => self.tell_outcome(header, body, &descriptors),
             id => {
@@ -329,7 +335,7 @@ impl Connection<'_> {
                     start,
                     lists: &Lists::default(),
                     texts,
-                    cgroup,
+                    last,
                 };
                 operation::serve(job)
             }
@@ -454,7 +460,7 @@ pub(crate) struct Job<'a> {
     start: Instant,
     lists: &'a Lists,
     texts: &'a mut Texts,
-    cgroup: &'a mut Option<(u64, String)>,
+    last: &'a mut Last,
 }
 
 /// How a job ended: the connection goes on, or not.
@@ -472,7 +478,14 @@ impl<'a> Job<'a> {
         } = self;
         let Connection { shared, peer, .. } = connection;
         texts.clear();
-        let mut subject = Subject::new(peer, self.descriptors, self.lists);
+        let known = match header.flags {
+            SAME_PROCESS => {
+                let last = self.last.process.take();
+                Some(last.ok_or(Malformed("there is no process of a request before"))?)
+            }
+            _ => None,
+        };
+        let mut subject = Subject::new(peer, known, self.descriptors, self.lists);
         let mut body = Reader(self.body);
         let read = O::read(&mut body, &mut subject).and_then(|operation| {
             body.end()?;
@@ -482,7 +495,6 @@ impl<'a> Job<'a> {
         let target = subject.info();
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
-        // Closed when the peer has its answer: that takes its time.
         let mut held = None;
         let quota = policy.quota_for(&peer.facts());
         let running = connection.connected.scope.begin(header.request, quota);
@@ -493,7 +505,7 @@ impl<'a> Job<'a> {
             (Ok(mut operation), Ok(_)) => {
                 // A String takes everything.
                 let _ = operation.asked(&mut texts.asked);
-                cgroup = match cgroup_of(&subject, &policy.hierarchy, self.cgroup) {
+                cgroup = match cgroup_of(&subject, &policy.hierarchy, &mut self.last.cgroup) {
                     Ok(cgroup) => cgroup,
                     Err(error) => return connection.reply(header, Said::error(error)),
                 };
@@ -506,7 +518,7 @@ impl<'a> Job<'a> {
                         if !replaces {
                             let _ = operation.before(&mut texts.before);
                         }
-                        let held = held.insert(subject.hold()?);
+                        let held = &*held.insert(subject.hold()?);
                         let done = dispatch::serve(self.kind, &operation, held);
                         if replaces {
                             let _ = operation.before(&mut texts.before);
@@ -544,7 +556,10 @@ impl<'a> Job<'a> {
         if let Ok(running) = running {
             running.end(said.answer, &said.text);
         }
-        connection.reply(header, said)
+        let replied = connection.reply(header, said);
+        // What it takes the place of is closed when the peer has its answer.
+        self.last.process = held.map(|held: Held| held.into_known().fd);
+        replied
     }
 }
 

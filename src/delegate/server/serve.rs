@@ -108,6 +108,8 @@ pub(crate) struct Lists {
 /// What a request is about: descriptors that a peer sent.
 pub(crate) struct Subject<'m> {
     peer: &'m Peer,
+    /// The process of the request before, if it is that one's again.
+    known: Option<Fd>,
     descriptors: std::vec::IntoIter<Fd>,
     lists: &'m Lists,
     process: Option<(Fd, Info)>,
@@ -116,9 +118,15 @@ pub(crate) struct Subject<'m> {
 }
 
 impl<'m> Subject<'m> {
-    pub(crate) fn new(peer: &'m Peer, descriptors: Vec<Fd>, lists: &'m Lists) -> Self {
+    pub(crate) fn new(
+        peer: &'m Peer,
+        known: Option<Fd>,
+        descriptors: Vec<Fd>,
+        lists: &'m Lists,
+    ) -> Self {
         Subject {
             peer,
+            known,
             descriptors: descriptors.into_iter(),
             lists,
             process: None,
@@ -137,20 +145,19 @@ impl<'m> Subject<'m> {
         if !pidfd::is_pidfd(fd.get()) {
             return Err(Malformed("what was sent as a process is not a pidfd").into());
         }
-        match pidfd::info(fd.get()) {
-            Ok(info) => Ok((fd, info)),
-            Err(Errno::ESRCH) => Err(gone().into()),
-            Err(errnum) => Err(Error::failed(
-                errnum,
-                format_args!("cannot tell which process was sent"),
-            )
-            .into()),
-        }
+        let info = info_of(&fd)?;
+        Ok((fd, info))
     }
 
     /// The process that comes first.
     pub(crate) fn process(&mut self) -> Read<Pid> {
-        let (fd, info) = self.next_pidfd("a process is missing")?;
+        let (fd, info) = match self.known.take() {
+            Some(fd) => {
+                let info = info_of(&fd)?;
+                (fd, info)
+            }
+            None => self.next_pidfd("a process is missing")?,
+        };
         if info.pid != info.process {
             return Err(Malformed("what was sent as a process is a thread").into());
         }
@@ -268,6 +275,13 @@ impl<'m> Subject<'m> {
         let pid = Pid::new(info.pid).map_err(|_| missing)?;
         Ok(Held::received(pid, fd, self.thread))
     }
+}
+
+fn info_of(pidfd: &Fd) -> Result<Info> {
+    pidfd::info(pidfd.get()).map_err(|errnum| match errnum {
+        Errno::ESRCH => gone(),
+        _ => Error::failed(errnum, format_args!("cannot tell which process was sent")),
+    })
 }
 
 /// The number of no thread: it is above all that the kernel gives.
