@@ -144,27 +144,53 @@ fn send(
     }
 }
 
-/// Where messages are received. Mapped, so that no more of it is in use than
-/// the longest message so far.
-struct Buffer(*mut u8);
+/// Where messages are received. Most are short: memory for long ones is only
+/// touched by those.
+struct Buffer {
+    short: [u8; SHORT],
+    long: *mut u8,
+}
+
+const SHORT: usize = 256;
 
 const MESSAGE_MAX: usize = size_of::<Header>() + BODY_MAX;
 
 impl Buffer {
     fn new() -> Result<Buffer, Errno> {
-        memory::map(MESSAGE_MAX).map(|mapping| Buffer(mapping.cast()))
+        memory::map(MESSAGE_MAX).map(|mapping| Buffer {
+            short: [0; SHORT],
+            long: mapping.cast(),
+        })
     }
 
-    fn get(&mut self) -> &mut [u8] {
+    fn long(&mut self) -> &mut [u8] {
         // SAFETY: as large as that, zeroed, and reached through `self` only.
-        unsafe { std::slice::from_raw_parts_mut(self.0, MESSAGE_MAX) }
+        unsafe { std::slice::from_raw_parts_mut(self.long, MESSAGE_MAX) }
+    }
+
+    /// What takes a message of any length.
+    fn as_iovecs(&mut self) -> [libc::iovec; 2] {
+        let long = socket::slice_mut(&mut self.long()[SHORT..]);
+        [socket::slice_mut(&mut self.short), long]
+    }
+
+    /// A message that was received.
+    fn message(&mut self, length: usize) -> &mut [u8] {
+        if length <= SHORT {
+            return &mut self.short[..length];
+        }
+        let start = self.short;
+        erase(&mut self.short);
+        let message = &mut self.long()[..length];
+        message[..SHORT].copy_from_slice(&start);
+        message
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and no reference is left.
-        unsafe { memory::unmap(self.0.cast(), MESSAGE_MAX) };
+        unsafe { memory::unmap(self.long.cast(), MESSAGE_MAX) };
     }
 }
 
@@ -259,8 +285,7 @@ impl Connection<'_> {
 
     /// Receives one message, and the descriptors that came along.
     fn receive<'b>(&self, buffer: &'b mut Buffer) -> Result<(&'b mut [u8], Vec<Fd>), End> {
-        let buffer = buffer.get();
-        let buffers = [socket::slice_mut(buffer)];
+        let buffers = buffer.as_iovecs();
         let received = loop {
             // SAFETY: a slice that nobody else uses.
             match unsafe { socket::receive(self.socket.get(), &buffers, 0) } {
@@ -276,7 +301,7 @@ impl Connection<'_> {
             .into()),
             0 => Err(End::Closed),
             length => Ok((
-                &mut buffer[..length],
+                buffer.message(length),
                 received.descriptors.into_iter().flatten().collect(),
             )),
         }
@@ -468,6 +493,9 @@ pub(crate) type Done = Result<(), End>;
 
 impl<'a> Job<'a> {
     /// Reads the request, has it permitted, done and proved, and leaves a line.
+    // Not inlined: else each operation's thread would have the stack of the
+    // one that needs most.
+    #[inline(never)]
     pub(crate) fn serve<O: Serve<'a>>(self) -> Done {
         let Job {
             connection,
