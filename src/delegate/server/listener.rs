@@ -132,11 +132,14 @@ impl Listener {
         self.label.as_deref()
     }
 
-    /// Takes no more connections, at once: its address can be had again.
+    /// Takes no more connections, at once: its address can be had again. A
+    /// socket that was taken over is also that of whoever gave it.
     pub(super) fn close(&self) {
-        // SAFETY: numbers only.
-        unsafe { libc::shutdown(self.socket.get(), libc::SHUT_RDWR) };
-        self.remove_file();
+        if self.file.is_some() {
+            // SAFETY: numbers only.
+            unsafe { libc::shutdown(self.socket.get(), libc::SHUT_RDWR) };
+            self.remove_file();
+        }
     }
 
     fn remove_file(&self) {
