@@ -78,6 +78,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Server {
     /// A delegate that does not listen yet.
     pub fn new(policy: Policy, audit: Audit) -> io::Result<Server> {
+        // Without it, errors have no texts in a program that calls nothing
+        // else of the library.
+        crate::fork::page().map_err(|error| io::Error::from_raw_os_error(error.errnum.0))?;
         Ok(Server(Arc::new(Shared {
             policy: RwLock::new(Arc::new(policy)),
             audit: RwLock::new(audit),

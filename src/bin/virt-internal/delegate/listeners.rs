@@ -152,6 +152,9 @@ impl Listeners {
     }
 }
 
+/// No address of a socket is longer.
+const PATH_MAX: usize = "unix:".len() + 107;
+
 /// Why nobody can listen there, and what to do about it.
 fn explain(address: &str, error: &io::Error) -> String {
     let path = Path::new(address.strip_prefix("unix:").unwrap_or(address));
@@ -176,6 +179,9 @@ fn explain(address: &str, error: &io::Error) -> String {
                 Some("stop that delegate first, or choose another path".to_owned())
             }
             io::ErrorKind::AlreadyExists => Some("remove it, or choose another path".to_owned()),
+            io::ErrorKind::InvalidInput if address.len() > PATH_MAX => {
+                Some("choose a shorter one".to_owned())
+            }
             _ => None,
         },
     };
