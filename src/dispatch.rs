@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::foreign;
 use crate::fork::Page;
 use crate::inside::{DEPTH_MAX, Inside, Mark};
-use crate::kernel::process::Held;
+use crate::kernel::process::{Held, Known};
 use crate::registry::{Call, Code, Key, Registry};
 use crate::thread::{self, Thread};
 
@@ -51,7 +51,10 @@ impl Kind {
 pub(crate) trait Operation: fmt::Display {
     /// Checks what only the kernel knows, before anybody acts, and holds the
     /// process whose number a handler is about to be given.
-    fn hold(&self) -> Result<Held>;
+    ///
+    /// A descriptor of a process is taken in the place of a new one, if it is
+    /// that process's.
+    fn hold(&self, known: Option<Known>) -> Result<Held>;
 
     /// Calls a handler.
     ///
@@ -158,6 +161,18 @@ fn ask(
     operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
+    with_chain(page, kind, operation, None, |chain| chain.run(conn, direct))
+}
+
+/// Makes what knows of this thread and process.
+#[inline(always)]
+fn with_chain<O, T>(
+    page: &Page,
+    kind: &'static Kind,
+    operation: &O,
+    given: Option<&Held>,
+    run: impl FnOnce(&Chain<'_, O>) -> T,
+) -> T {
     let (child, thread) = thread::own_of_any(page);
     let full;
     let inside = match thread {
@@ -167,15 +182,15 @@ fn ask(
             &full
         }
     };
-    Chain {
+    run(&Chain {
         page,
         kind,
         operation,
+        given,
         thread,
         inside,
         child,
-    }
-    .run(conn, direct)
+    })
 }
 
 /// Has `operation` done as a delegate, to what `held` is of: by a handler of
@@ -185,27 +200,25 @@ fn ask(
 pub(crate) fn serve(
     kind: &'static Kind,
     operation: &impl Operation,
-    held: Option<Held>,
+    held: &Held,
 ) -> Result<Outcome> {
-    let page = crate::fork::page()?;
-    let (child, thread) = thread::own_of_any(page);
-    let full;
-    let inside = match thread {
-        Some(thread) => &thread.inside,
-        None => {
-            full = Inside::full();
-            &full
+    let done = match kind.registry.is_empty() {
+        true => Ok(Outcome::NotHandled),
+        false => {
+            let page = crate::fork::page()?;
+            with_chain(page, kind, operation, Some(held), |chain| {
+                chain.ask_handlers(&[EVERY_CONNECTION], &mut None, &mut false)
+            })
         }
     };
-    let chain = Chain {
-        page,
-        kind,
-        operation,
-        thread,
-        inside,
-        child,
-    };
-    let done = chain.serve(held);
+    let done = done.and_then(|outcome| {
+        if outcome == Outcome::NotHandled && operation.act()? == Outcome::NotHandled {
+            return Ok(Outcome::NotHandled);
+        }
+        let read_back = operation.read_back();
+        held.require_still().inspect_err(|_| operation.undo())?;
+        read_back.map(|()| Outcome::Done)
+    });
     done.inspect_err(|error| operation.failed(error.errnum))
 }
 
@@ -229,6 +242,8 @@ struct Chain<'a, O> {
     page: &'a Page,
     kind: &'static Kind,
     operation: &'a O,
+    /// What already holds the process.
+    given: Option<&'a Held>,
     /// `None` where there is no room for it: in a child with many threads.
     thread: Option<&'a Thread>,
     inside: &'a Inside,
@@ -258,7 +273,7 @@ impl<'a, O: Operation> Chain<'a, O> {
         if client::is_any() {
             for &key in keys {
                 if self.ask_delegate(key, &mut held)? == Outcome::Done {
-                    return self.read_back(&held);
+                    return Ok(Outcome::Done);
                 }
             }
         }
@@ -278,22 +293,6 @@ impl<'a, O: Operation> Chain<'a, O> {
         Ok(Outcome::Done)
     }
 
-    /// As a delegate, for which others' delegates are none.
-    #[cfg(feature = "delegate")]
-    fn serve(&self, mut held: Option<Held>) -> Result<Outcome> {
-        let Chain { operation, .. } = *self;
-        let mut passed_over = false;
-        if self.ask_handlers(&[EVERY_CONNECTION], &mut held, &mut passed_over)? != Outcome::Done {
-            require_still(&held)?;
-            if operation.act()? == Outcome::NotHandled {
-                return Ok(Outcome::NotHandled);
-            }
-        }
-        let read_back = operation.read_back();
-        require_still(&held).inspect_err(|_| operation.undo())?;
-        read_back.map(|()| Outcome::Done)
-    }
-
     /// Asks the handlers that are set for `keys`, one after the other.
     #[inline(always)]
     fn ask_handlers(
@@ -311,7 +310,9 @@ impl<'a, O: Operation> Chain<'a, O> {
                 *passed_over = true;
                 continue;
             }
-            if let Err(error) = hold(held, operation) {
+            if self.given.is_none()
+                && let Err(error) = hold(held, operation)
+            {
                 if let Some(thread) = self.thread {
                     thread.keep_message(|| drop(call));
                 }
@@ -348,15 +349,26 @@ impl<'a, O: Operation> Chain<'a, O> {
         let Some(asked) = client::enter(key, self.inside, self.child) else {
             return Ok(Outcome::NotHandled);
         };
-        let held = hold(held, self.operation)?;
-        client::perform(
-            &asked,
-            self.thread,
-            self.child,
-            self.kind,
-            self.operation,
-            held,
-        )
+        let is_new = held.is_none();
+        let process = match held {
+            Some(held) => held,
+            None => {
+                let known = asked.take_known(self.thread);
+                held.insert(self.operation.hold(known)?)
+            }
+        };
+        let question = client::Request {
+            kind: self.kind,
+            operation: self.operation,
+            held: process,
+            same_process: is_new && process.was_known(),
+        };
+        let outcome = asked.perform(self.thread, &question)?;
+        if outcome == Outcome::Done {
+            self.read_back(held)?;
+            asked.keep_known(self.thread, held.take());
+        }
+        Ok(outcome)
     }
 
     /// Goes into the handler that is set for `key`, unless this thread is
@@ -394,7 +406,7 @@ impl<'a, O: Operation> Chain<'a, O> {
 fn hold<'a>(held: &'a mut Option<Held>, operation: &impl Operation) -> Result<&'a Held> {
     match held {
         Some(held) => Ok(held),
-        None => Ok(held.insert(operation.hold()?)),
+        None => Ok(held.insert(operation.hold(None)?)),
     }
 }
 

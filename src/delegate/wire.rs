@@ -43,6 +43,10 @@ pub(crate) const HELLO: u32 = 0;
 /// In the place of an operation: what became of an earlier request.
 pub(crate) const OUTCOME: u32 = u32::MAX;
 
+/// A flag of a request: its process is that of the last request over this
+/// connection, and is not sent again.
+pub(crate) const SAME_PROCESS: u32 = 1;
+
 /// What every message begins with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +58,7 @@ pub(crate) struct Header {
     pub(crate) version: u32,
     /// The body's, in bytes.
     pub(crate) size: u32,
-    /// None yet: 0.
+    /// Of a request: [`SAME_PROCESS`], or 0.
     pub(crate) flags: u32,
     /// Chosen by the client, repeated in the answer.
     pub(crate) request: u64,
@@ -76,6 +80,13 @@ impl Header {
             size: size as u32,
             flags: 0,
             request,
+        }
+    }
+
+    pub(crate) fn of_same_process(self) -> Header {
+        Header {
+            flags: SAME_PROCESS,
+            ..self
         }
     }
 
@@ -108,7 +119,7 @@ impl Header {
         if header.protocol != PROTOCOL {
             return Err(Malformed("the protocol's version is not 1"));
         }
-        if header.flags != 0 {
+        if header.flags & !SAME_PROCESS != 0 {
             return Err(Malformed("the header has unknown flags"));
         }
         if header.size as usize > BODY_MAX {

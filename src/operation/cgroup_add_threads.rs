@@ -23,7 +23,7 @@ use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_rea
 use crate::error::{Error, Result};
 use crate::kernel::affinity::CpuMap;
 use crate::kernel::cgroup::{Group, GroupPath};
-use crate::kernel::process::{self, Held, Owner, Pid, Task};
+use crate::kernel::process::{self, Held, Known, Owner, Pid, Task};
 use crate::registry::Code;
 
 pub(crate) static KIND: Kind = Kind::new(
@@ -239,9 +239,9 @@ impl<'a> CgroupAddThreads<'a> {
 }
 
 impl Operation for CgroupAddThreads<'_> {
-    fn hold(&self) -> Result<Held> {
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
         self.group()?;
-        let held = Held::process(self.pid)?;
+        let held = Held::process(self.pid, known)?;
         self.check_threads()?;
         Ok(held)
     }
@@ -530,7 +530,7 @@ mod served {
         }
 
         /// How many of the threads are in the cgroup.
-        fn state(&self, json: &mut String) -> fmt::Result {
+        fn before(&self, json: &mut String) -> fmt::Result {
             let Some(reached) = &self.reached else {
                 return json.write_str("null");
             };

@@ -15,7 +15,7 @@ use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::affinity::{self, CpuMap};
-use crate::kernel::process::{Held, Task};
+use crate::kernel::process::{Held, Known, Task};
 use crate::registry::Code;
 
 pub(crate) static KIND: Kind = Kind::new(
@@ -31,8 +31,8 @@ pub(crate) struct ProcessSetAffinity<'a> {
 
 impl Operation for ProcessSetAffinity<'_> {
     #[inline(always)]
-    fn hold(&self) -> Result<Held> {
-        Held::task(self.task)
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
+        Held::task(self.task, known)
     }
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
@@ -149,7 +149,7 @@ mod served {
             write_cpus(json, self.cpumap.bytes())
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
+        fn before(&self, json: &mut String) -> fmt::Result {
             match affinity::get(self.task.tid()) {
                 Ok(map) => write_cpus(json, &map),
                 Err(_) => json.write_str("null"),

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::mem::size_of;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -19,14 +20,15 @@ use super::serve::{Asked, Lists, Serve, Subject, Unfit};
 use crate::delegate::policy::{Denied, Hierarchy, Policy, Rule};
 use crate::delegate::socket;
 use crate::delegate::wire::{
-    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, Spoken, TEXT_MAX, Verdict,
-    bytes_of, erase, hello, read_hello,
+    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, SAME_PROCESS, Spoken, TEXT_MAX,
+    Verdict, bytes_of, erase, hello, read_hello,
 };
 use crate::dispatch::{self, Operation, Outcome};
 use crate::errno::Errno;
 use crate::error::{Code, Error};
 use crate::kernel::file::Fd;
 use crate::kernel::memory;
+use crate::kernel::process::Held;
 use crate::operation::{self, Allowed, OPERATIONS};
 use crate::thread;
 
@@ -84,9 +86,10 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
         connected,
     };
     connection.run(&mut Workspace {
+        policy: shared.numbered_policy(),
         buffer,
         texts: Texts::default(),
-        cgroup: None,
+        last: Last::default(),
     });
 }
 
@@ -195,9 +198,18 @@ struct Connection<'a> {
 
 /// What one request after the other is worked on with.
 struct Workspace {
+    policy: (u64, Arc<Policy>),
     buffer: Buffer,
     texts: Texts,
-    /// The cgroup that a target was in last, by its number.
+    last: Last,
+}
+
+/// What is kept from one request to the next.
+#[derive(Default)]
+struct Last {
+    /// The process that it was about.
+    process: Option<Fd>,
+    /// The cgroup that a target was in, by its number.
     cgroup: Option<(u64, String)>,
 }
 
@@ -278,8 +290,12 @@ impl Connection<'_> {
     fn next(&self, space: &mut Workspace) -> Result<(), End> {
         let (message, descriptors) = self.receive(&mut space.buffer)?;
         let start = Instant::now();
+        if self.shared.policy_number.load(Ordering::Acquire) != space.policy.0 {
+            space.policy = self.shared.numbered_policy();
+        }
+        let policy = &*space.policy.1;
         let texts = &mut space.texts;
-        let done = self.answer(message, descriptors, start, texts, &mut space.cgroup);
+        let done = self.answer(message, descriptors, start, policy, texts, &mut space.last);
         erase(message);
         done
     }
@@ -289,11 +305,16 @@ impl Connection<'_> {
         message: &[u8],
         descriptors: Vec<Fd>,
         start: Instant,
+        policy: &Policy,
         texts: &mut Texts,
-        cgroup: &mut Option<(u64, String)>,
+        last: &mut Last,
     ) -> Result<(), End> {
         let (header, body) = Header::split(message)?;
+        let same_process = header.flags == SAME_PROCESS;
         match header.operation {
+            HELLO | OUTCOME if same_process => {
+                Err(Malformed("what is no request has the flag of one").into())
+            }
             HELLO => Err(Malformed("there is a second hello").into()),
             OUTCOME => self.tell_outcome(header, body, &descriptors),
             id => {
@@ -308,10 +329,9 @@ impl Connection<'_> {
                     let code = Code::VIR_INTERNAL_ERR_VERSION;
                     return self.reply(header, Said::failed(code, Errno::EPROTONOSUPPORT, text));
                 }
-                let policy = self.shared.policy();
                 let job = Job {
                     connection: self,
-                    policy: &policy,
+                    policy,
                     kind,
                     header,
                     body,
@@ -319,7 +339,7 @@ impl Connection<'_> {
                     start,
                     lists: &Lists::default(),
                     texts,
-                    cgroup,
+                    last,
                 };
                 operation::serve(job)
             }
@@ -444,7 +464,7 @@ pub(crate) struct Job<'a> {
     start: Instant,
     lists: &'a Lists,
     texts: &'a mut Texts,
-    cgroup: &'a mut Option<(u64, String)>,
+    last: &'a mut Last,
 }
 
 /// How a job ended: the connection goes on, or not.
@@ -462,7 +482,14 @@ impl<'a> Job<'a> {
         } = self;
         let Connection { shared, peer, .. } = connection;
         texts.clear();
-        let mut subject = Subject::new(peer, self.descriptors, self.lists);
+        let known = match header.flags {
+            SAME_PROCESS => {
+                let last = self.last.process.take();
+                Some(last.ok_or(Malformed("there is no process of a request before"))?)
+            }
+            _ => None,
+        };
+        let mut subject = Subject::new(peer, known, self.descriptors, self.lists);
         let mut body = Reader(self.body);
         let read = O::read(&mut body, &mut subject).and_then(|operation| {
             body.end()?;
@@ -472,6 +499,7 @@ impl<'a> Job<'a> {
         let target = subject.info();
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
+        let mut held = None;
         let quota = policy.quota_for(&peer.facts());
         let running = connection.connected.scope.begin(header.request, quota);
         let said = match (read, &running) {
@@ -481,7 +509,7 @@ impl<'a> Job<'a> {
             (Ok(mut operation), Ok(_)) => {
                 // A String takes everything.
                 let _ = operation.asked(&mut texts.asked);
-                match cgroup_of(&subject, &policy.hierarchy, self.cgroup) {
+                match cgroup_of(&subject, &policy.hierarchy, &mut self.last.cgroup) {
                     Err(error) => Said::error(error),
                     Ok(path) => {
                         cgroup = path;
@@ -491,14 +519,22 @@ impl<'a> Job<'a> {
                             }
                             Ok(permitting) => {
                                 rule = Some(permitting.name.as_str());
-                                let _ = operation.state(&mut texts.before);
-                                let done = dispatch::serve(self.kind, &operation, subject.hold());
+                                // A handler does not tell.
+                                let replaces = O::REPLACES && self.kind.registry.is_empty();
+                                if !replaces {
+                                    let _ = operation.before(&mut texts.before);
+                                }
+                                let held = &*held.insert(subject.hold()?);
+                                let done = dispatch::serve(self.kind, &operation, held);
+                                if replaces {
+                                    let _ = operation.before(&mut texts.before);
+                                }
                                 let said = match done {
                                     Ok(Outcome::Done) => Said::handled(),
                                     Ok(Outcome::NotHandled) => Said::not_handled(),
                                     Err(error) => Said::error(error),
                                 };
-                                let _ = operation.state(&mut texts.after);
+                                let _ = operation.after(&mut texts.after);
                                 said.with_results(&operation)
                             }
                         }
@@ -528,7 +564,10 @@ impl<'a> Job<'a> {
         if let Ok(running) = running {
             running.end(said.answer, &said.text);
         }
-        connection.reply(header, said)
+        let replied = connection.reply(header, said);
+        // What it takes the place of is closed when the peer has its answer.
+        self.last.process = held.map(|held: Held| held.into_known().fd);
+        replied
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) mod serve;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ pub struct Server(Arc<Shared>);
 
 pub(crate) struct Shared {
     policy: RwLock<Arc<Policy>>,
+    /// Which policy that is: connections keep the one they know, so that they
+    /// do not all write to one place for every request.
+    policy_number: AtomicU64,
     audit: RwLock<Audit>,
     throttle: Throttle,
     metrics: Metrics,
@@ -83,6 +86,7 @@ impl Server {
         crate::fork::page().map_err(|error| io::Error::from_raw_os_error(error.errnum.0))?;
         Ok(Server(Arc::new(Shared {
             policy: RwLock::new(Arc::new(policy)),
+            policy_number: AtomicU64::new(1),
             audit: RwLock::new(audit),
             throttle: Throttle::default(),
             metrics: Metrics::new(),
@@ -142,11 +146,9 @@ impl Server {
 
     /// Puts another policy in force: for every request from now on.
     pub fn set_policy(&self, policy: Policy) {
-        *self
-            .0
-            .policy
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        let policy_lock = self.0.policy.write();
+        *policy_lock.unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        self.0.policy_number.fetch_add(1, Ordering::Release);
     }
 
     /// Has audit lines go elsewhere.
@@ -227,6 +229,12 @@ impl Server {
 }
 
 impl Shared {
+    /// The policy that is in force, and a number not above its own.
+    fn numbered_policy(&self) -> (u64, Arc<Policy>) {
+        let number = self.policy_number.load(Ordering::Acquire);
+        (number, self.policy())
+    }
+
     fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
