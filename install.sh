@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Builds the release and installs it: the library, shared and static, its
-# header and .pc file, and the command.
+# header and .pc file, the command, and its units for systemd.
 set -eu
 umask 022
 
@@ -14,7 +14,7 @@ Usage: ./install.sh [OPTION]...
   --includedir=DIR   for the header (default: PREFIX/include)
   --destdir=DIR      put in front of all of these, to make a package
                      (default: $DESTDIR)
-  --no-command       leave out the command virt-internal
+  --no-command       leave out the command virt-internal and its units
   --build-only       build, do not install
   --no-build         install what --build-only has built
   --builddir=DIR     where to build (default: target/install)
@@ -169,6 +169,11 @@ sed -e "s|@prefix@|$prefix|" -e "s|@version@|$version|" \
     put 644 /dev/stdin "$libdir/pkgconfig/libvirt-internal.pc"
 if [ $command = yes ]; then
     put 755 "$builddir/virt-internal" "$prefix/bin/virt-internal"
+    # systemd looks in lib, whatever the libraries' directory.
+    units=$prefix/lib/systemd/system
+    sed "s|@bindir@|$prefix/bin|" systemd/virt-internal-delegate.service.in |
+        put 644 /dev/stdin "$units/virt-internal-delegate.service"
+    put 644 systemd/virt-internal-delegate.socket "$units/virt-internal-delegate.socket"
 fi
 [ -z "$destdir" ] || exit 0
 

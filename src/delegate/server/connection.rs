@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use libc::c_int;
 
 use super::Shared;
-use super::audit::Record;
-use super::peer::Peer;
+use super::audit::{How, Known, Record};
+use super::peer::{self, Peer};
 use super::pidfd::{self, Info};
 use super::scope::Connected;
 use super::serve::{Asked, Lists, Serve, Subject, Unfit};
@@ -57,21 +57,27 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
     let policy = shared.policy();
     let known = match peer {
         Some(peer) => Ok(peer),
-        None => Peer::of(socket.get(), &policy.hierarchy, label),
+        None => Peer::of(socket.get(), &policy.hierarchy, label.clone()),
     };
     let peer = match known {
         Ok(peer) => peer,
-        Err(unknown) => return shared.dismiss(socket, &unknown.to_string()),
+        Err(unknown) => {
+            let known = Known::Credentials(peer::credentials(socket.get()).ok(), label.as_deref());
+            return shared.dismiss(socket, known, &unknown.to_string());
+        }
     };
     let quota = policy.quota_for(&peer.facts());
     drop(policy);
     let connected = match shared.scopes.connect(&peer, quota) {
         Ok(connected) => connected,
-        Err(exhausted) => return shared.dismiss(socket, &exhausted.to_string()),
+        Err(exhausted) => {
+            return shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
+        }
     };
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
     let Ok(buffer) = Buffer::new() else {
-        return shared.dismiss(socket, "the delegate has no memory left");
+        let text = "the delegate has no memory left";
+        return shared.dismiss(socket, Known::Peer(&peer), text);
     };
     let connection = Connection {
         shared,
@@ -89,10 +95,8 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
 
 impl Shared {
     /// Tells a peer why it is not served.
-    fn dismiss(&self, socket: &Fd, text: &str) {
-        self.metrics
-            .connections_refused
-            .fetch_add(1, Ordering::Relaxed);
+    fn dismiss(&self, socket: &Fd, peer: Known<'_>, text: &str) {
+        self.turn_away(How::Refused, peer, text);
         let _ = allow_descriptors(socket, false);
         goodbye(socket, 0, text);
     }
@@ -243,7 +247,7 @@ impl Connection<'_> {
         }
         if let Err(End::Malformed(Malformed(what))) = ended {
             let shared = self.shared;
-            shared.metrics.malformed.fetch_add(1, Ordering::Relaxed);
+            shared.turn_away(How::Malformed, Known::Peer(&self.peer), what);
             goodbye(self.socket, 0, what);
         }
     }
@@ -533,31 +537,35 @@ impl<'a> Job<'a> {
             (Ok(mut operation), Ok(_)) => {
                 // A String takes everything.
                 let _ = operation.asked(&mut texts.asked);
-                cgroup = match cgroup_of(&subject, &policy.hierarchy, &mut self.last.cgroup) {
-                    Ok(cgroup) => cgroup,
-                    Err(error) => return connection.reply(header, Said::error(error)),
-                };
-                match permit(&mut operation, policy, peer, target, cgroup) {
-                    Err(denied) => Said::refused(denied.to_string()).with_results(&operation),
-                    Ok(permitting) => {
-                        rule = Some(permitting.name.as_str());
-                        // A handler does not tell.
-                        let replaces = O::REPLACES && self.kind.registry.is_empty();
-                        if !replaces {
-                            let _ = operation.before(&mut texts.before);
+                match cgroup_of(&subject, &policy.hierarchy, &mut self.last.cgroup) {
+                    Err(error) => Said::error(error),
+                    Ok(path) => {
+                        cgroup = path;
+                        match permit(&mut operation, policy, peer, target, cgroup) {
+                            Err(denied) => {
+                                Said::refused(denied.to_string()).with_results(&operation)
+                            }
+                            Ok(permitting) => {
+                                rule = Some(permitting.name.as_str());
+                                // A handler does not tell.
+                                let replaces = O::REPLACES && self.kind.registry.is_empty();
+                                if !replaces {
+                                    let _ = operation.before(&mut texts.before);
+                                }
+                                let held = &*held.insert(subject.hold()?);
+                                let done = dispatch::serve(self.kind, &operation, held);
+                                if replaces {
+                                    let _ = operation.before(&mut texts.before);
+                                }
+                                let said = match done {
+                                    Ok(Outcome::Done) => Said::handled(),
+                                    Ok(Outcome::NotHandled) => Said::not_handled(),
+                                    Err(error) => Said::error(error),
+                                };
+                                let _ = operation.after(&mut texts.after);
+                                said.with_results(&operation)
+                            }
                         }
-                        let held = &*held.insert(subject.hold()?);
-                        let done = dispatch::serve(self.kind, &operation, held);
-                        if replaces {
-                            let _ = operation.before(&mut texts.before);
-                        }
-                        let said = match done {
-                            Ok(Outcome::Done) => Said::handled(),
-                            Ok(Outcome::NotHandled) => Said::not_handled(),
-                            Err(error) => Said::error(error),
-                        };
-                        let _ = operation.after(&mut texts.after);
-                        said.with_results(&operation)
                     }
                 }
             }

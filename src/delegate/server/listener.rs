@@ -128,6 +128,30 @@ impl Listener {
         })
     }
 
+    pub(super) fn label(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+
+    /// Takes no more connections, at once: its address can be had again. A
+    /// socket that was taken over is also that of whoever gave it.
+    pub(super) fn close(&self) {
+        if self.file.is_some() {
+            // SAFETY: numbers only.
+            unsafe { libc::shutdown(self.socket.get(), libc::SHUT_RDWR) };
+            self.remove_file();
+        }
+    }
+
+    fn remove_file(&self) {
+        // Another delegate may have made a new one.
+        if let Some((path, identity)) = &self.file
+            && fs::symlink_metadata(path)
+                .is_ok_and(|status| (status.dev(), status.ino()) == *identity)
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     /// A connection that waits, if there is one.
     pub(super) fn accept(&self) -> Option<Fd> {
         loop {
@@ -141,7 +165,8 @@ impl Listener {
             match accepted {
                 Ok(socket) => return Some(socket),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return None,
+                // It was closed meanwhile.
+                Err(Errno::EAGAIN | Errno::EINVAL) => return None,
                 Err(_) => {
                     // No descriptors left, maybe: others end.
                     std::thread::sleep(std::time::Duration::from_millis(20));
@@ -154,13 +179,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Another delegate may have made a new one.
-        if let Some((path, identity)) = &self.file
-            && fs::symlink_metadata(path)
-                .is_ok_and(|status| (status.dev(), status.ino()) == *identity)
-        {
-            let _ = fs::remove_file(path);
-        }
+        self.remove_file();
     }
 }
 

@@ -29,9 +29,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 pub use audit::Audit;
-use audit::Record;
+use audit::{How, Known, Line, Throttle, Turned};
 use listener::Listener;
-use metrics::Metrics;
+use metrics::{Gauges, Metrics};
 use scope::Scopes;
 
 use super::policy::Policy;
@@ -48,6 +48,7 @@ pub(crate) struct Shared {
     /// do not all write to one place for every request.
     policy_number: AtomicU64,
     audit: RwLock<Audit>,
+    throttle: Throttle,
     metrics: Metrics,
     scopes: Scopes,
     listeners: Mutex<Vec<Arc<Listener>>>,
@@ -80,10 +81,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Server {
     /// A delegate that does not listen yet.
     pub fn new(policy: Policy, audit: Audit) -> io::Result<Server> {
+        // Without it, errors have no texts in a program that calls nothing
+        // else of the library.
+        crate::fork::page().map_err(|error| io::Error::from_raw_os_error(error.errnum.0))?;
         Ok(Server(Arc::new(Shared {
             policy: RwLock::new(Arc::new(policy)),
             policy_number: AtomicU64::new(1),
             audit: RwLock::new(audit),
+            throttle: Throttle::default(),
             metrics: Metrics::new(),
             scopes: Scopes::default(),
             listeners: Mutex::default(),
@@ -132,6 +137,7 @@ impl Server {
         };
         let listener = listeners.remove(index);
         drop(listeners);
+        listener.close();
         self.0.wake_up();
         self.0
             .end_connections(|name| name.as_deref() == Some(&*listener.name));
@@ -153,7 +159,11 @@ impl Server {
     /// The counters, in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let (scopes, connections) = self.0.scopes.count();
-        self.0.metrics.text(scopes, connections)
+        self.0.metrics.text(&Gauges {
+            scopes,
+            connections,
+            listeners: lock(&self.0.listeners).len(),
+        })
     }
 
     /// Accepts connections until [`stop`](Self::stop); then ends those that
@@ -192,7 +202,10 @@ impl Server {
         connections.last += 1;
         let number = connections.last;
         if connections.open.len() >= CONNECTIONS_MAX {
-            return;
+            drop(connections);
+            let known = Known::Credentials(peer::credentials(socket.get()).ok(), listener.label());
+            let text = format!("there are {CONNECTIONS_MAX} connections already");
+            return self.0.turn_away(How::Refused, known, &text);
         }
         let name = Some(listener.name.clone());
         connections.open.insert(number, (Arc::clone(&socket), name));
@@ -226,11 +239,31 @@ impl Shared {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn audit(&self, record: &Record<'_>, line: &mut String) {
+    fn audit(&self, record: &impl Line, line: &mut String) {
         let audit = self.audit.read().unwrap_or_else(PoisonError::into_inner);
         if audit.write(record, line).is_err() {
             self.metrics.audit_lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a connection that is not served, or not any more, and leaves a
+    /// line.
+    fn turn_away(&self, how: How, peer: Known<'_>, text: &str) {
+        let count = match how {
+            How::Refused => &self.metrics.connections_refused,
+            How::Malformed => &self.metrics.malformed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        let Some(unwritten) = self.throttle.pass(&peer) else {
+            return;
+        };
+        let turned = Turned {
+            how,
+            peer,
+            text,
+            unwritten,
+        };
+        self.audit(&turned, &mut String::new());
     }
 
     fn wake_up(&self) {

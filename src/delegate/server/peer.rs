@@ -77,6 +77,16 @@ fn socket_option<T>(socket: c_int, option: c_int, mut value: T) -> Result<T, Err
     .map(|_| value)
 }
 
+/// The ids of whoever made a connection, as they were then.
+pub(crate) fn credentials(socket: c_int) -> Result<libc::ucred, Errno> {
+    let nobody = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    socket_option(socket, libc::SO_PEERCRED, nobody)
+}
+
 impl Peer {
     /// Whoever made the connection (or, of a socketpair, the pair).
     pub(crate) fn of(
@@ -85,13 +95,8 @@ impl Peer {
         label: Option<String>,
     ) -> Result<Peer, Unknown> {
         const SO_PEERPIDFD: c_int = 77;
-        let nobody = libc::ucred {
-            pid: 0,
-            uid: u32::MAX,
-            gid: u32::MAX,
-        };
-        let credentials = socket_option(socket, libc::SO_PEERCRED, nobody)
-            .map_err(|errnum| Unknown::Failed("credentials", errnum))?;
+        let credentials =
+            credentials(socket).map_err(|errnum| Unknown::Failed("credentials", errnum))?;
         let Ok(pid) = Pid::new(credentials.pid) else {
             // In no PID namespace that this one can see.
             return Err(Unknown::Gone);
