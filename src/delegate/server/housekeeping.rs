@@ -39,9 +39,6 @@ const VMS_MAX: usize = 1024;
 /// How often a process is scanned that goes on making threads elsewhere.
 const PASSES_MAX: usize = 64;
 
-/// How long a thread may take to exit that can be moved no more.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// How long a cgroup may take to get empty after its VM's end.
 const REMOVAL: Duration = Duration::from_secs(60);
 
@@ -303,10 +300,10 @@ struct Process {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moved {
     There,
-    /// It has exited.
+    /// It has exited, or is about to.
     Gone,
-    /// It is exiting: it is not moved any more.
-    Exiting,
+    /// Somebody else has moved it again.
+    Elsewhere,
 }
 
 impl Process {
@@ -369,10 +366,18 @@ impl Thread {
         Some(fields.split_whitespace().map(str::to_owned).collect())
     }
 
-    fn has_exited(&self) -> bool {
-        self.stat()
-            .and_then(|fields| Some(["Z", "X"].contains(&fields.first()?.as_str())))
-            .unwrap_or(true)
+    /// Whether it has exited or is about to: then the kernel moves it no more,
+    /// it makes no threads, and in version 1 it is in the root.
+    fn is_exiting(&self) -> bool {
+        const PF_EXITING: u32 = 0x4;
+        let Some(fields) = self.stat() else {
+            return true;
+        };
+        let is_over = fields
+            .first()
+            .is_none_or(|state| state == "Z" || state == "X");
+        let flags: Option<u32> = fields.get(6).and_then(|flags| flags.parse().ok());
+        is_over || flags.is_some_and(|flags| flags & PF_EXITING != 0)
     }
 
     /// When it started: two threads that have a number one after the other
@@ -736,7 +741,7 @@ impl Plan {
             };
             match thread.cgroup(&self.controllers) {
                 Some(path) if path != child.path => {}
-                _ => result.set(self.move_patiently(*tid, &self.base)),
+                _ => result.set(self.result_of(*tid, &self.base)),
             }
         }
         Ok(())
@@ -750,7 +755,7 @@ impl Plan {
         });
         drop(state);
         for (tid, result) in named.iter().filter(|(_, result)| result.get() == 0) {
-            result.set(self.move_patiently(*tid, child));
+            result.set(self.result_of(*tid, child));
         }
         Ok(())
     }
@@ -770,9 +775,8 @@ impl Plan {
         // The kernel's own workers, which it lets nobody move.
         let mut fixed = HashSet::new();
         let mut quiet = 0;
-        let mut patience: Option<Instant> = None;
         for _ in 0..PASSES_MAX {
-            let (mut moved, mut exiting) = (0, None);
+            let mut moved = 0;
             let all = self.process.all().map_err(failed)?;
             let there = child.threads().map_err(failed)?;
             for tid in all {
@@ -787,9 +791,8 @@ impl Plan {
                     continue;
                 }
                 match self.move_thread(tid, child) {
-                    Ok(Moved::There) => moved += 1,
+                    Ok(Moved::There | Moved::Elsewhere) => moved += 1,
                     Ok(Moved::Gone) => {}
-                    Ok(Moved::Exiting) => exiting = Some(tid),
                     Err(Errno::EINVAL) => {
                         fixed.insert(tid);
                     }
@@ -804,20 +807,7 @@ impl Plan {
             if self.process.is_gone() {
                 return gone();
             }
-            if let Some(tid) = exiting {
-                let since = *patience.get_or_insert_with(Instant::now);
-                if since.elapsed() > LINGER {
-                    return failure(
-                        Errno::EREMOTEIO,
-                        format!("thread {tid} stays out of the cgroup {}", child.path),
-                    );
-                }
-                std::thread::sleep(LINGER / PASSES_MAX as u32);
-            }
-            quiet = match moved == 0 && exiting.is_none() {
-                true => quiet + 1,
-                false => 0,
-            };
+            quiet = if moved == 0 { quiet + 1 } else { 0 };
             if quiet == 2 {
                 return Ok(());
             }
@@ -832,17 +822,13 @@ impl Plan {
         )
     }
 
-    /// A thread's result.
-    fn move_patiently(&self, tid: pid_t, to: &Directory) -> c_int {
-        let begun = Instant::now();
-        loop {
-            match self.move_thread(tid, to) {
-                Ok(Moved::There) => return 0,
-                Ok(Moved::Gone) => return -libc::ESRCH,
-                Ok(Moved::Exiting) if begun.elapsed() > LINGER => return -Errno::EREMOTEIO.0,
-                Ok(Moved::Exiting) => std::thread::sleep(Duration::from_millis(1)),
-                Err(errnum) => return -errnum.0,
-            }
+    /// Moves a thread: its result.
+    fn result_of(&self, tid: pid_t, to: &Directory) -> c_int {
+        match self.move_thread(tid, to) {
+            Ok(Moved::There) => 0,
+            Ok(Moved::Gone) => -libc::ESRCH,
+            Ok(Moved::Elsewhere) => -Errno::EREMOTEIO.0,
+            Err(errnum) => -errnum.0,
         }
     }
 
@@ -863,8 +849,8 @@ impl Plan {
                 Ok(Moved::Gone)
             }
             Some(path) if path == to.path => Ok(Moved::There),
-            Some(_) if thread.has_exited() => Ok(Moved::Gone),
-            Some(_) => Ok(Moved::Exiting),
+            Some(_) if thread.is_exiting() => Ok(Moved::Gone),
+            Some(_) => Ok(Moved::Elsewhere),
         }
     }
 
