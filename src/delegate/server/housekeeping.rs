@@ -325,7 +325,7 @@ impl Process {
     }
 
     fn is_gone(&self) -> bool {
-        has_exited(&self.pidfd).unwrap_or(true)
+        is_gone(&self.pidfd)
     }
 
     /// A thread's directory: it is of nobody who gets the number later.
@@ -340,6 +340,10 @@ impl Process {
         process::for_each_thread(self.pid, |tid| all.push(tid)).map_err(no_more)?;
         Ok(all)
     }
+}
+
+fn is_gone(pidfd: &Fd) -> bool {
+    has_exited(pidfd).unwrap_or(true)
 }
 
 /// The errno of a file of /proc that is not there.
@@ -616,7 +620,7 @@ impl Plan {
                     format!(
                         "the cgroup {} is process {}'s, too, and has the CPUs {} for it",
                         child.path,
-                        other.process.pid,
+                        other.pid,
                         before.trim()
                     ),
                 );
@@ -897,7 +901,8 @@ pub(crate) type ScopeKey = (Option<String>, Scope);
 /// A VM's process, until it exits.
 struct Vm {
     serial: u64,
-    process: Process,
+    pid: Pid,
+    pidfd: Fd,
     scope: ScopeKey,
     state: Mutex<VmState>,
 }
@@ -957,13 +962,13 @@ impl Plan {
             text: format!("cannot watch for the end of process {pid}"),
         };
         let find = |known: &Known| {
-            let is_it = |vm: &&Arc<Vm>| vm.process.pid == pid && !vm.process.is_gone();
+            let is_it = |vm: &&Arc<Vm>| vm.pid == pid && !is_gone(&vm.pidfd);
             known.vms.values().find(is_it).map(Arc::clone)
         };
         if let Some(vm) = with_known(|known| find(known)) {
             return Ok(vm);
         }
-        let process = Process::hold(pid, self.process.pidfd.get()).map_err(cannot)?;
+        let Process { pidfd, .. } = Process::hold(pid, self.process.pidfd.get()).map_err(cannot)?;
         let vcpus = self.likely_vcpus();
         with_known(|known| {
             if let Some(vm) = find(known) {
@@ -988,12 +993,13 @@ impl Plan {
             // SAFETY: an epoll_event to read, and descriptors.
             check(unsafe {
                 let add = libc::EPOLL_CTL_ADD;
-                libc::epoll_ctl(watch.get(), add, process.pidfd.get(), &mut event)
+                libc::epoll_ctl(watch.get(), add, pidfd.get(), &mut event)
             })
             .map_err(cannot)?;
             let vm = Arc::new(Vm {
                 serial,
-                process,
+                pid,
+                pidfd,
                 scope: scope.clone(),
                 state: Mutex::new(VmState {
                     vcpus,
@@ -1130,7 +1136,7 @@ fn part_with(watch: &Fd, serial: u64) -> Vec<(Arc<Child>, Instant)> {
     // SAFETY: descriptors; nothing is read for a removal.
     unsafe {
         let remove = libc::EPOLL_CTL_DEL;
-        let fd = vm.process.pidfd.get();
+        let fd = vm.pidfd.get();
         libc::epoll_ctl(watch.get(), remove, fd, std::ptr::null_mut());
     }
     let mut state = lock(&vm.state);
@@ -1171,4 +1177,53 @@ fn is_removed(child: &Arc<Child>, since: Instant) -> bool {
     drop(state);
     forget(child);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_read_as_the_kernel_writes_them() {
+        for (text, expected) in [
+            ("\n", &[][..]),
+            ("0\n", &[1]),
+            ("0-1,9\n", &[0b11, 0b10]),
+            ("7-8", &[0x80, 1]),
+        ] {
+            let map = parse_list(text).expect("a list");
+            assert_eq!(map, expected, "{text:?}");
+            assert_eq!(list(&map), text.trim(), "and back");
+        }
+        for text in ["x", "1-", "-1", "1;2"] {
+            assert_eq!(parse_list(text), None, "{text:?} is no list");
+        }
+    }
+
+    #[test]
+    fn maps_of_different_lengths_are_compared_as_if_they_had_zeros() {
+        assert!(is_within(&[0b01], &[0b11, 1]));
+        assert!(is_within(&[0b01, 0, 0], &[0b11]));
+        assert!(!is_within(&[0b01, 1], &[0b11]));
+        assert!(!is_within(&[0b100], &[0b11]));
+        assert_eq!(common(&[0b110, 1], &[0b011]), [0b010]);
+        assert!(is_empty(&common(&[0, 1], &[1])));
+    }
+
+    #[test]
+    fn the_hierarchy_is_the_one_that_has_cpuset() {
+        let hybrid = "3:cpu,cpuacct:/a\n2:cpuset,misc:/b:c\n1:name=systemd:/d\n0::/e\n";
+        assert_eq!(hierarchy_of(hybrid), Some(("cpuset,misc", "/b:c")));
+        assert_eq!(path_in(hybrid, "cpuset,misc"), Some("/b:c"));
+        assert_eq!(path_in(hybrid, ""), Some("/e"));
+        assert_eq!(hierarchy_of("1:cpu:/a\n0::/e\n"), Some(("", "/e")));
+        assert_eq!(hierarchy_of("1:cpu:/a\n"), None);
+    }
+
+    #[test]
+    fn a_cgroup_below_the_root_has_the_root_as_parent() {
+        assert_eq!(parent("/a/b"), "/a");
+        assert_eq!(parent("/a"), "/");
+        assert_eq!(parent("/"), "/");
+    }
 }
