@@ -333,6 +333,22 @@ be_worker(void *vm)
     return NULL;
 }
 
+/* It makes another of its kind, and ends. */
+static void *
+be_link(void *vm)
+{
+    pthread_attr_t detached;
+    pthread_t thread;
+
+    pause_ms(3);
+    atomic_fetch_add(&((Vm *) vm)->made, 1);
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    if (pthread_create(&thread, &detached, be_link, vm) != 0)
+        _exit(1);
+    return NULL;
+}
+
 static void
 start_thread(void *(*run)(void *), void *opaque)
 {
@@ -342,10 +358,10 @@ start_thread(void *(*run)(void *), void *opaque)
         _exit(1);
 }
 
-/* A process in that cgroup: two vCPUs, an IOThread, a helper, and, unless it
- * is to be quiet, workers. */
+/* A process in that cgroup: two vCPUs, an IOThread, a helper, and WORKERS
+ * threads that run @work, if any. */
 static Handle
-start_vm(const char *base, bool quiet)
+start_vm_with(const char *base, void *(*work)(void *))
 {
     Handle handle;
 
@@ -363,16 +379,22 @@ start_vm(const char *base, bool quiet)
         start_thread(be_named, &vm->vcpus[1]);
         start_thread(be_iothread, vm);
         start_thread(be_named, &vm->helper);
-        for (int i = 0; !quiet && i < WORKERS; i++)
-            start_thread(be_worker, vm);
+        for (int i = 0; work && i < WORKERS; i++)
+            start_thread(work, vm);
         vm->ready = 1;
         for (;;)
             pause();
     }
     wait_until(handle.vm->ready && handle.vm->vcpus[0] && handle.vm->vcpus[1]
                && handle.vm->iothread && handle.vm->helper
-               && (quiet || handle.vm->made > 20));
+               && (!work || handle.vm->made > 20));
     return handle;
+}
+
+static Handle
+start_vm(const char *base, bool quiet)
+{
+    return start_vm_with(base, quiet ? NULL : be_worker);
 }
 
 static void
@@ -603,6 +625,35 @@ TEST(all_threads_but_vcpus_go_to_the_child_while_they_make_others, WITH)
         contents(text("%s/audit", directory(getpid()))),
         text("\"before\":{\"cgroup\":\"%s\"},\"after\":{\"cgroup\":\"%s\","
              "\"cpus\":\"1\",\"there\":1}", CHILD(base), CHILD(base)));
+    end_vm(vm);
+    wait_until(!is_there(base));
+    end();
+}
+
+TEST(threads_that_make_the_next_and_end_do_not_stay_behind, WITH)
+{
+    const char *base;
+    Handle vm;
+
+    require_two_cpus();
+    base = make_base("vm");
+    vm = start_vm_with(base, be_link);
+    begin("cpus = \"1\"");
+    expect_success(add(vm, VCPU, vm.vm->vcpus, 2, -1, NULL));
+    for (int i = 0; i < 40; i++) {
+        int made;
+
+        must_put(at(base, "cgroup.procs"), text("%d", vm.pid));
+        /* It says so when it cannot keep up. */
+        while (add_one(vm, EMULATOR, vm.pid, -1) < 0)
+            expect_eq_int(virInternalGetLastError()->errnum, EAGAIN);
+        for (int look = 0; look < 3; look++) {
+            expect_all_in(vm, CHILD(base));
+            made = vm.vm->made;
+            wait_until(vm.vm->made > made + WORKERS);
+        }
+        expect_group(vm, vm.vm->vcpus[0], base);
+    }
     end_vm(vm);
     wait_until(!is_there(base));
     end();

@@ -306,6 +306,21 @@ enum Moved {
     Elsewhere,
 }
 
+/// What a scan found that may have made more threads since.
+#[derive(Default)]
+struct Seen {
+    /// Threads of the process.
+    own: bool,
+    /// Threads in the base that had exited before it was known whose they were.
+    unknown: bool,
+}
+
+impl Seen {
+    fn any(&self) -> bool {
+        self.own || self.unknown
+    }
+}
+
 impl Process {
     fn hold(pid: Pid, received: c_int) -> Result<Process, Errno> {
         // A descriptor of our own: that of the peer's is shared with it.
@@ -768,53 +783,23 @@ impl Plan {
     /// that is not moved yet makes others that are not, either.
     fn move_all(&self, vm: &Vm, child: &Directory) -> Done {
         let vcpus = lock(&vm.state).vcpus.clone();
-        let is_vcpu = |tid: pid_t, thread: &Thread| match vcpus.get(&tid) {
-            Some(start) => thread.start() == Some(*start),
-            None => false,
-        };
-        let failed = |errnum| Failure {
-            errnum,
-            text: format!("cannot read the threads of process {}", self.process.pid),
-        };
         // The kernel's own workers, which it lets nobody move.
         let mut fixed = HashSet::new();
-        let mut quiet = 0;
+        let (mut quiet, mut silent) = (0, 0);
         for _ in 0..PASSES_MAX {
-            let mut moved = 0;
-            let all = self.process.all().map_err(failed)?;
-            let there = child.threads().map_err(failed)?;
-            for tid in all {
-                if there.contains(&tid) || fixed.contains(&tid) {
-                    continue;
-                }
-                let Some(thread) = self.process.thread(tid) else {
-                    continue;
-                };
-                let is_there = |path: Option<String>| path.is_none_or(|path| path == child.path);
-                if is_vcpu(tid, &thread) || is_there(thread.cgroup(&self.controllers)) {
-                    continue;
-                }
-                match self.move_thread(tid, child) {
-                    Ok(Moved::There | Moved::Elsewhere) => moved += 1,
-                    Ok(Moved::Gone) => {}
-                    Err(Errno::EINVAL) => {
-                        fixed.insert(tid);
-                    }
-                    Err(errnum) => {
-                        return failure(
-                            errnum,
-                            format!("cannot move thread {tid} to the cgroup {}", child.path),
-                        );
-                    }
-                }
-            }
+            let seen = self.scan(child, &vcpus, &mut fixed)?;
             if self.process.is_gone() {
                 return gone();
             }
-            quiet = if moved == 0 { quiet + 1 } else { 0 };
-            if quiet == 2 {
+            quiet = if seen.own { 0 } else { quiet + 1 };
+            silent = if seen.any() { 0 } else { silent + 1 };
+            if silent == 2 {
                 return Ok(());
             }
+        }
+        // What others do in the base is no reason to fail.
+        if quiet >= 2 {
+            return Ok(());
         }
         failure(
             Errno::EAGAIN,
@@ -824,6 +809,66 @@ impl Plan {
                 self.process.pid, child.path
             ),
         )
+    }
+
+    /// Moves the threads that are no vCPUs, once.
+    fn scan(
+        &self,
+        child: &Directory,
+        vcpus: &HashMap<pid_t, u64>,
+        fixed: &mut HashSet<pid_t>,
+    ) -> Done<Seen> {
+        let failed = |errnum| Failure {
+            errnum,
+            text: format!("cannot read the threads of process {}", self.process.pid),
+        };
+        let is_vcpu = |tid: pid_t, thread: &Thread| match vcpus.get(&tid) {
+            Some(start) => thread.start() == Some(*start),
+            None => false,
+        };
+        let is_there = |path: Option<String>| path.is_none_or(|path| path == child.path);
+        let mut seen = Seen::default();
+        let own = self.process.all().map_err(failed)?;
+        // Threads that each make the next one and exit cannot hide in a
+        // cgroup's list, where the new one comes last, as they can in /proc's.
+        let in_base = self.base.threads().map_err(failed)?;
+        let there = child.threads().map_err(failed)?;
+        let own: HashSet<pid_t> = own.into_iter().collect();
+        for &tid in own.union(&in_base) {
+            if there.contains(&tid) || fixed.contains(&tid) {
+                continue;
+            }
+            let was_in_base = in_base.contains(&tid);
+            let Some(thread) = self.process.thread(tid) else {
+                // It may have made another before it exited.
+                if was_in_base && own.contains(&tid) {
+                    seen.own = true;
+                } else if was_in_base && !process::exists(tid) {
+                    seen.unknown = true;
+                }
+                continue;
+            };
+            if is_vcpu(tid, &thread) {
+                continue;
+            }
+            if !was_in_base && is_there(thread.cgroup(&self.controllers)) {
+                continue;
+            }
+            match self.move_thread(tid, child) {
+                Ok(Moved::There | Moved::Elsewhere) => seen.own = true,
+                Ok(Moved::Gone) => seen.own |= was_in_base,
+                Err(Errno::EINVAL) => {
+                    fixed.insert(tid);
+                }
+                Err(errnum) => {
+                    return failure(
+                        errnum,
+                        format!("cannot move thread {tid} to the cgroup {}", child.path),
+                    );
+                }
+            }
+        }
+        Ok(seen)
     }
 
     /// Moves a thread: its result.
