@@ -8,12 +8,14 @@
 //! | `peer` | who is at the other end, as the kernel says |
 //! | `serve` | what an operation tells of itself, and what a request is about |
 //! | `pidfd`, `cgroupfs` | processes, threads and cgroups by descriptors |
+//! | `housekeeping` | a VM's threads but vCPUs in a cgroup of their own |
 //! | `scope` | quotas, and what became of requests |
 //! | `audit`, `metrics` | what was done, in lines and in numbers |
 
 pub(crate) mod audit;
 pub(crate) mod cgroupfs;
 pub(crate) mod connection;
+pub(crate) mod housekeeping;
 mod listener;
 mod metrics;
 mod peer;

@@ -68,7 +68,7 @@ pub(crate) struct Asked<'a> {
 
 impl Asked<'_> {
     /// That the rule's bounds deny it.
-    pub(crate) fn beyond(&self, why: impl Into<String>) -> std::result::Result<(), Denied> {
+    pub(crate) fn beyond<T>(&self, why: impl Into<String>) -> std::result::Result<T, Denied> {
         Err(self.rule.denied(Closeness::Bounds, why))
     }
 }
