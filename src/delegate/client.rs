@@ -23,7 +23,7 @@ use super::wire::{
     ANSWER_SIZE, Answer, HELLO, HELLO_MAX, Header, Malformed, OUTCOME, Reader, Request, Spoken,
     TEXT_MAX, Verdict, erase, failed_code, hello, read_hello,
 };
-use crate::dispatch::{Kind, Operation, Outcome};
+use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, Outcome};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::fork::Page;
@@ -551,6 +551,20 @@ impl Text {
         }
         self.length.set(text.len().min(TEXT_MAX));
     }
+
+    /// A text that came without results has its beginning in their place.
+    fn move_out_of(&self, results: &[Cell<c_int>]) {
+        let moved = size_of_val(results);
+        for index in (moved..TEXT_MAX).rev() {
+            self.bytes[index].set(self.bytes[index - moved].get());
+        }
+        for (to, result) in self.bytes.chunks(size_of::<c_int>()).zip(results) {
+            for (to, from) in to.iter().zip(result.get().to_ne_bytes()) {
+                to.set(from);
+            }
+        }
+        results.iter().for_each(|result| result.set(0));
+    }
 }
 
 impl fmt::Display for Text {
@@ -787,10 +801,17 @@ fn exchange(
         socket::slice_of_cells(results),
         socket::slice_of_cells(&text.bytes),
     ];
-    let length = receive(socket, &buffers, deadline)?;
+    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
+        // What came is too long: the request was sent all the same.
+        Trouble::Malformed(malformed) => Trouble::Garbled(malformed),
+        trouble => trouble,
+    })?;
     let answer = read_answer(question, &head, length);
     erase(&mut head);
-    answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
+    answer.unwrap_or_else(|malformed| {
+        results.iter().for_each(|result| result.set(0));
+        Err(Trouble::Garbled(malformed))
+    })
 }
 
 const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
@@ -809,9 +830,11 @@ fn read_answer(
     if ANSWER_HEAD + tail != length || header.size as usize + size_of::<Header>() != length {
         return Err(Malformed("it is not as long as it says"));
     }
-    // A text with fewer results than there is room for lies among them.
     let has_results = answer.results as usize == question.results.len();
-    if has_results {
+    if answer.results == 0 {
+        question.text.move_out_of(question.results);
+    }
+    if has_results || answer.results == 0 {
         question.text.length.set(answer.text as usize);
     }
     let asked = question.header;
@@ -821,9 +844,16 @@ fn read_answer(
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));
     }
-    let needs_results = matches!(answer.verdict, Verdict::Handled | Verdict::NotHandled);
-    if !has_results && (needs_results || answer.results != 0) {
+    if !has_results && (answer.verdict == Verdict::Handled || answer.results != 0) {
         return Err(Malformed("it has not as many results as there are threads"));
+    }
+    let is_result = |result: c_int| result == 0 || NEGATED_ERRNOS.contains(&result);
+    if !question
+        .results
+        .iter()
+        .all(|result| is_result(result.get()))
+    {
+        return Err(Malformed("a result is neither 0 nor -errno"));
     }
     Ok(Ok(answer))
 }
@@ -968,7 +998,12 @@ pub(crate) fn perform(
     request.fixed.erase();
     match said {
         Ok(None) => Ok(Outcome::NotHandled),
-        Ok(Some(answer)) => outcome(answer, &text, operation),
+        Ok(Some(answer)) => {
+            if answer.verdict == Verdict::Failed && answer.results != 0 {
+                operation.failed_in_part();
+            }
+            outcome(answer, &text, operation)
+        }
         Err(Trouble::Away(_)) if asked.target.optional => Ok(Outcome::NotHandled),
         Err(trouble) => {
             if let (Trouble::Unanswered | Trouble::Broken | Trouble::Garbled(_), Some(thread)) =
