@@ -689,7 +689,11 @@ fn greet(socket: c_int, deadline: &Deadline, text: &Text) -> core::result::Resul
         socket::slice(header.as_bytes()),
         socket::slice(body.as_bytes()),
     ];
-    send(socket, &buffers, &[], deadline)?;
+    match send(socket, &buffers, &[], deadline) {
+        // It may have said why it does not listen.
+        Ok(()) | Err(Trouble::Away(Errno(libc::EPIPE | libc::ECONNRESET))) => {}
+        Err(trouble) => return Err(trouble),
+    }
     let mut answer = [0; size_of::<Header>() + HELLO_MAX];
     let buffers = [socket::slice_mut(&mut answer)];
     let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
@@ -748,6 +752,7 @@ fn receive(
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len() as _;
     let mut flags = 0;
+    let mut reset = false;
     loop {
         // SAFETY: the message names the caller's slices.
         let received = unsafe {
@@ -765,6 +770,12 @@ fn receive(
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if deadline.left_ms() == 0 => return Err(Trouble::Unanswered),
             Err(Errno::EAGAIN) => {}
+            // It was closed before it had read all: what it said is behind
+            // this error, which comes once.
+            Err(Errno::ECONNRESET) if !reset => {
+                reset = true;
+                continue;
+            }
             Err(_) => return Err(Trouble::Broken),
         }
         // A signal came: what is left of the time is not what the socket

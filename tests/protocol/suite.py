@@ -629,6 +629,45 @@ def client_takes_goodbye(directory, target, in_place_of):
         assert message.endswith(vector["text"]), message
 
 
+class Doorkeeper:
+    """Says goodbye to whoever comes, and reads nothing."""
+
+    def __init__(self, directory, patient):
+        self.path, self.patient = f"{directory}/door", patient
+        self.listener = peer.seqpacket()
+        self.listener.bind(self.path)
+        self.listener.listen(8)
+        self.packet = bytes.fromhex(VECTORS["goodbyes"][0]["hex"])
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            with sock:
+                if self.patient:
+                    # The hello is there, and stays unread.
+                    sock.recv(1, socket.MSG_PEEK)
+                peer.send(sock, self.packet)
+
+
+def goodbye_of_one_that_reads_nothing(directory, target, patient):
+    keeper = Doorkeeper(directory, patient)
+    _connect(None, 1, f"unix:{keeper.path}".encode(), 0, 0)
+    try:
+        for _ in range(200):
+            _, code, _, message, _ = call(target, 1, dict(bytes=0))
+            expect(message, vir.ERR_REFUSED, code)
+            assert message.endswith(VECTORS["goodbyes"][0]["text"]), message
+    finally:
+        _disconnect(None)
+        keeper.listener.shutdown(socket.SHUT_RDWR)
+        keeper.listener.close()
+        os.unlink(keeper.path)
+
+
 def client_of_a_delegate_that_lacks_it(directory, target):
     spoken = [entry for entry in peer.SPOKEN if entry[0] != 1]
     with Server(directory, refuses, spoken=spoken) as server:
@@ -740,6 +779,10 @@ def main():
         for place in ("hello", "answer"):
             check(f"client: goodbye in the place of {place}",
                   client_takes_goodbye, directory, target, place)
+        check("client: goodbye of a delegate that leaves its hello unread",
+              goodbye_of_one_that_reads_nothing, directory, target, True)
+        check("client: goodbye of a delegate that closes at once",
+              goodbye_of_one_that_reads_nothing, directory, target, False)
         for test in (client_of_a_delegate_that_lacks_it,
                      client_of_a_delegate_of_another_version,
                      client_of_a_newer_delegate, client_of_one_that_ends):

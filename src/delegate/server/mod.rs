@@ -23,7 +23,7 @@ pub(crate) mod serve;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -77,6 +77,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Server {
     /// A delegate that does not listen yet.
     pub fn new(policy: Policy, audit: Audit) -> io::Result<Server> {
+        // Errors have no text before there is a page.
+        crate::fork::page().map_err(|error| io::Error::from_raw_os_error(error.errnum.0))?;
         Ok(Server(Arc::new(Shared {
             policy: RwLock::new(Arc::new(policy)),
             audit: RwLock::new(audit),
@@ -181,6 +183,15 @@ impl Server {
     pub fn stop(&self) {
         self.0.stopped.store(true, Ordering::Release);
         self.0.wake_up();
+    }
+
+    /// Serves a connected socket to its end, on this thread. For tests and
+    /// fuzzing: no listener has it, and nothing ends it but its peer.
+    #[doc(hidden)]
+    pub fn serve_connected(&self, socket: OwnedFd) {
+        // SAFETY: given away by its owner.
+        let socket = unsafe { Fd::new(socket.into_raw_fd().into()) };
+        connection::serve(&self.0, &socket, None, None);
     }
 
     /// Serves a connection on a thread of its own.
