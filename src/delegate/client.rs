@@ -812,16 +812,18 @@ fn exchange(
         socket::slice_of_cells(results),
         socket::slice_of_cells(&text.bytes),
     ];
-    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
-        // What came is too long: the request was sent all the same.
-        Trouble::Malformed(malformed) => Trouble::Garbled(malformed),
-        trouble => trouble,
-    })?;
-    let answer = read_answer(question, &head, length);
+    let answer = receive(socket, &buffers, deadline).and_then(|length| {
+        let answer = read_answer(question, &head, length);
+        answer.unwrap_or_else(|malformed| Err(malformed.into()))
+    });
     erase(&mut head);
-    answer.unwrap_or_else(|malformed| {
-        results.iter().for_each(|result| result.set(0));
-        Err(Trouble::Garbled(malformed))
+    answer.map_err(|trouble| match trouble {
+        // The request was sent all the same.
+        Trouble::Malformed(malformed) => {
+            results.iter().for_each(|result| result.set(0));
+            Trouble::Garbled(malformed)
+        }
+        trouble => trouble,
     })
 }
 
@@ -849,7 +851,7 @@ fn read_answer(
         question.text.length.set(answer.text as usize);
     }
     let asked = question.header;
-    if header.operation == OUTCOME && asked.operation != OUTCOME {
+    if header.operation == OUTCOME && asked.operation != OUTCOME && answer.results == 0 {
         return Ok(Err(Trouble::Dismissed));
     }
     if (header.operation, header.request) != (asked.operation, asked.request) {

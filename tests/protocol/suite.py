@@ -602,8 +602,11 @@ def client_takes_malformed(directory, target, vector):
     greeting = packet if is_hello else None
     with Server(directory, replies, greeting=greeting) as server:
         operation = vector["operation"]
-        result, code, errnum, message, _ = call(
+        result, code, errnum, message, results = call(
             target, operation, arguments_for(target, operation))
+        if results:
+            # Nothing of what came is left in them.
+            expect("results", {-errnum}, set(results))
         expected = ((vir.ERR_FAILED, errno.EPROTO) if is_hello else
                     (vir.ERR_UNKNOWN_OUTCOME, errno.EINPROGRESS))
         expect(f"error: {message}", (-1, *expected), (result, code, errnum))
