@@ -338,10 +338,8 @@ fn said(server: &Server, messages: &[(Vec<u8>, Vec<OwnedFd>)]) -> Vec<Vec<u8>> {
     let mut pair = [0; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     // SAFETY: two ints to write.
-    assert_eq!(
-        unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) },
-        0
-    );
+    let made = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
+    assert_eq!(made, 0, "socketpair");
     // SAFETY: just made.
     let [ours, theirs] = pair.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     for (message, descriptors) in messages {
