@@ -91,6 +91,9 @@ pub(crate) trait Operation: fmt::Display {
     /// by what they return.
     #[inline(always)]
     fn failed(&self, _: Errno) {}
+
+    /// A delegate failed, and its results say which threads it did it to.
+    fn failed_in_part(&self) {}
 }
 
 /// The error of a system call that did not do `operation`.

@@ -461,6 +461,26 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Reads bytes as a header, a hello and an answer: what was understood must be
+/// written as it was read.
+#[cfg(feature = "delegate")]
+pub(crate) fn read_anything(bytes: &[u8]) {
+    if let Ok((header, body)) = Header::split(bytes) {
+        let again = Header::new(header.operation, header.version, body.len(), header.request);
+        assert_eq!(header, again);
+        assert_eq!(header.as_bytes(), &bytes[..size_of::<Header>()]);
+    }
+    let mut spoken = std::vec::Vec::new();
+    if read_hello(bytes, |entry| spoken.push(entry)).is_ok() {
+        assert_eq!(hello(spoken.into_iter()).as_bytes(), bytes);
+    }
+    let mut reader = Reader(bytes);
+    if let Ok(answer) = Answer::read(&mut reader) {
+        assert_eq!(answer.write().as_bytes(), &bytes[..ANSWER_SIZE]);
+        assert_eq!(reader.0, &bytes[ANSWER_SIZE..]);
+    }
+}
+
 /// The bytes of integers.
 pub(crate) fn bytes_of<T: Integer>(integers: &[T]) -> &[u8] {
     // SAFETY: integers have no padding.

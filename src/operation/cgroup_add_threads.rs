@@ -340,6 +340,10 @@ impl Operation for CgroupAddThreads<'_> {
         }
     }
 
+    fn failed_in_part(&self) {
+        self.partly.set(true);
+    }
+
     fn failed(&self, errnum: Errno) {
         if !self.partly.get() {
             let results = self.results().iter();

@@ -15,6 +15,7 @@ use crate::delegate::wire::{
     ANSWER_SIZE, Answer, HELLO, HELLO_MAX, Header, Malformed, OUTCOME, Reader, Request, Spoken,
     TEXT_MAX, Verdict, erase, hello, read_hello,
 };
+use crate::dispatch::NEGATED_ERRNOS;
 use crate::errno::Errno;
 use crate::kernel::file::Fd;
 use crate::kernel::syscall::syscall;
@@ -129,6 +130,20 @@ impl Text {
             to.set(*from);
         }
         self.length.set(text.len().min(TEXT_MAX));
+    }
+
+    /// A text that came without results has its beginning in their place.
+    fn move_out_of(&self, results: &[Cell<c_int>]) {
+        let moved = size_of_val(results);
+        for index in (moved..TEXT_MAX).rev() {
+            self.bytes[index].set(self.bytes[index - moved].get());
+        }
+        for (to, result) in self.bytes.chunks(size_of::<c_int>()).zip(results) {
+            for (to, from) in to.iter().zip(result.get().to_ne_bytes()) {
+                to.set(from);
+            }
+        }
+        results.iter().for_each(|result| result.set(0));
     }
 }
 
@@ -258,21 +273,18 @@ pub(super) fn greet(
         socket::slice(header.as_bytes()),
         socket::slice(body.as_bytes()),
     ];
-    // One that does not want this process says so and hangs up, maybe before
-    // it has read anything: then sending fails, or the first try to receive.
-    let sent = send(socket, &buffers, &[], deadline);
+    match send(socket, &buffers, &[], deadline) {
+        // It may have said why it does not listen.
+        Ok(()) | Err(Trouble::Away(Errno(libc::EPIPE | libc::ECONNRESET))) => {}
+        Err(trouble) => return Err(trouble),
+    }
     let mut answer = [0; size_of::<Header>() + HELLO_MAX];
     let buffers = [socket::slice_mut(&mut answer)];
-    let received = match receive(socket, &buffers, deadline) {
-        Err(Trouble::Broken) => receive(socket, &buffers, deadline),
-        received => received,
-    };
-    let length = received.map_err(|trouble| match (sent, trouble) {
-        (Err(trouble), _) => trouble,
+    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
         // Nothing that acts was sent.
-        (_, Trouble::Unanswered) => Trouble::TooLate,
-        (_, Trouble::Broken) => Trouble::Away(Errno::ECONNRESET),
-        (_, trouble) => trouble,
+        Trouble::Unanswered => Trouble::TooLate,
+        Trouble::Broken => Trouble::Away(Errno::ECONNRESET),
+        trouble => trouble,
     })?;
     let (header, body) = Header::split(&answer[..length])?;
     if header.operation != HELLO {
@@ -328,6 +340,7 @@ pub(super) fn receive(
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len() as _;
     let mut flags = 0;
+    let mut reset = false;
     loop {
         // SAFETY: the message names the caller's slices.
         let received = unsafe {
@@ -345,6 +358,12 @@ pub(super) fn receive(
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if deadline.left_ms() == 0 => return Err(Trouble::Unanswered),
             Err(Errno::EAGAIN) => {}
+            // It was closed before it had read all: what it said is behind
+            // this error, which comes once.
+            Err(Errno::ECONNRESET) if !reset => {
+                reset = true;
+                continue;
+            }
             Err(_) => return Err(Trouble::Broken),
         }
         // A signal came: what is left of the time is not what the socket
@@ -387,13 +406,22 @@ pub(super) fn exchange(
         socket::slice_of_cells(results),
         socket::slice_of_cells(&text.bytes),
     ];
-    let length = receive(socket, &buffers, deadline)?;
-    let answer = read_answer(question, &head, length);
+    let answer = receive(socket, &buffers, deadline).and_then(|length| {
+        let answer = read_answer(question, &head, length);
+        answer.unwrap_or_else(|malformed| Err(malformed.into()))
+    });
     erase(&mut head);
-    answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
+    answer.map_err(|trouble| match trouble {
+        // The request was sent all the same.
+        Trouble::Malformed(malformed) => {
+            results.iter().for_each(|result| result.set(0));
+            Trouble::Garbled(malformed)
+        }
+        trouble => trouble,
+    })
 }
 
-pub(super) const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
+const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
 
 /// Reads an answer that was received, `length` bytes in all, into the buffers
 /// of the question.
@@ -409,13 +437,15 @@ pub(super) fn read_answer(
     if ANSWER_HEAD + tail != length || header.size as usize + size_of::<Header>() != length {
         return Err(Malformed("it is not as long as it says"));
     }
-    // A text with fewer results than there is room for lies among them.
     let has_results = answer.results as usize == question.results.len();
-    if has_results {
+    if answer.results == 0 && !has_results {
+        question.text.move_out_of(question.results);
+    }
+    if answer.results == 0 || has_results {
         question.text.length.set(answer.text as usize);
     }
     let asked = question.header;
-    if header.operation == OUTCOME && asked.operation != OUTCOME {
+    if header.operation == OUTCOME && asked.operation != OUTCOME && answer.results == 0 {
         return Ok(Err(Trouble::Dismissed));
     }
     if header.flags != 0 {
@@ -424,9 +454,13 @@ pub(super) fn read_answer(
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));
     }
-    let needs_results = matches!(answer.verdict, Verdict::Handled | Verdict::NotHandled);
-    if !has_results && (needs_results || answer.results != 0) {
+    if !has_results && (answer.verdict == Verdict::Handled || answer.results != 0) {
         return Err(Malformed("it has not as many results as there are threads"));
+    }
+    let is_result =
+        |result: &Cell<c_int>| result.get() == 0 || NEGATED_ERRNOS.contains(&result.get());
+    if !question.results.iter().all(is_result) {
+        return Err(Malformed("a result is neither 0 nor -errno"));
     }
     Ok(Ok(answer))
 }

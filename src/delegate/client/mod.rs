@@ -337,7 +337,12 @@ impl Asked<'_> {
         body.fixed.erase();
         match said {
             Ok(None) => Ok(Outcome::NotHandled),
-            Ok(Some(answer)) => outcome(answer, &text, operation),
+            Ok(Some(answer)) => {
+                if answer.verdict == Verdict::Failed && answer.results != 0 {
+                    operation.failed_in_part();
+                }
+                outcome(answer, &text, operation)
+            }
             Err(Trouble::Away(_)) if self.target.optional => Ok(Outcome::NotHandled),
             Err(trouble) => {
                 if let (Trouble::Unanswered | Trouble::Broken | Trouble::Garbled(_), Some(thread)) =

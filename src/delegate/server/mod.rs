@@ -25,7 +25,7 @@ pub(crate) mod serve;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -195,6 +195,15 @@ impl Server {
     pub fn stop(&self) {
         self.0.stopped.store(true, Ordering::Release);
         self.0.wake_up();
+    }
+
+    /// Serves a connected socket to its end, on this thread. For tests and
+    /// fuzzing: no listener has it, and nothing ends it but its peer.
+    #[doc(hidden)]
+    pub fn serve_connected(&self, socket: OwnedFd) {
+        // SAFETY: given away by its owner.
+        let socket = unsafe { Fd::new(socket.into_raw_fd().into()) };
+        connection::serve(&self.0, &socket, None, None);
     }
 
     /// Serves a connection on a thread of its own.
