@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_int;
 
@@ -25,6 +26,7 @@ pub(super) struct Listener {
     pub(super) name: String,
     pub(super) label: Option<String>,
     socket: Fd,
+    closed: AtomicBool,
     /// The file that was made for it, with its device and inode.
     file: Option<(PathBuf, (u64, u64))>,
 }
@@ -124,6 +126,7 @@ impl Listener {
             name: name.to_owned(),
             label: label.map(str::to_owned),
             socket,
+            closed: AtomicBool::new(false),
             file,
         })
     }
@@ -152,8 +155,23 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
+impl Listener {
+    /// Lets nobody in any more, though it may still be waited on. A socket that
+    /// was taken over stays as it is: others may have it, too.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if self.file.is_some() {
+            self.remove_file();
+            // SAFETY: numbers only.
+            unsafe { libc::shutdown(self.socket.get(), libc::SHUT_RDWR) };
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn remove_file(&self) {
         // Another delegate may have made a new one.
         if let Some((path, identity)) = &self.file
             && fs::symlink_metadata(path)
@@ -161,6 +179,12 @@ impl Drop for Listener {
         {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.remove_file();
     }
 }
 
