@@ -160,10 +160,14 @@ if [ $build = yes ]; then
     # apart; and only without an rlib does rustc optimize across crates. It is
     # never unloaded: threads that end later run code of it.
     symbol_map
-    features=
-    [ $delegate = no ] || features=--features=delegate
+    features= panic=abort
+    if [ $delegate = yes ]; then
+        # std is there, and with it an unwinder: it must find what is to be done
+        # when a handler is left by an exception.
+        features=--features=delegate panic=unwind
+    fi
     # shellcheck disable=SC2086 # one word or none
-    "$cargo" rustc --locked --release --lib --no-default-features $features \
+    CARGO_PROFILE_RELEASE_PANIC=$panic "$cargo" rustc --locked --release --lib --no-default-features $features \
         --crate-type cdylib,staticlib --target-dir "$library" -- \
         -C link-arg=-Wl,-soname,libvirt-internal.so.0 \
         -C link-arg=-Wl,-z,nodelete,-z,now,-z,defs \

@@ -23,6 +23,7 @@ use crate::delegate::server::{Audit, Server};
 use crate::dispatch::Outcome;
 use crate::errno::Errno;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::fork::{self, Page};
 use crate::kernel::check;
 use crate::kernel::file::Fd;
@@ -81,6 +82,17 @@ fn enter(body: impl FnOnce() -> Result<()>) -> c_int {
             body().map(|()| Outcome::Done)
         })
     })
+}
+
+/// A panic is a defect of this library, and ends the process, as it does where
+/// the library has no std. It must not end just a thread that has locks.
+fn end_with_a_panic() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            foreign::abort(&["a defect of the library: ", &info.to_string()], &[])
+        }));
+    });
 }
 
 fn delegate<'d>(delegate: virInternalDelegatePtr) -> Result<&'d virInternalDelegate> {
@@ -286,6 +298,7 @@ pub unsafe extern "C" fn virInternalDelegateNew(
 ) -> virInternalDelegatePtr {
     let mut made = core::ptr::null_mut();
     enter(|| {
+        end_with_a_panic();
         if version != VIR_INTERNAL_DELEGATE_VERSION {
             return Err(Error::version(format_args!(
                 "the program was made for version {version} of the interface to delegates, but \
