@@ -158,6 +158,18 @@ fn ask(
     operation: &impl Operation,
     direct: Direct,
 ) -> Result<Outcome> {
+    with_chain(page, kind, operation, None, |chain| chain.run(conn, direct))
+}
+
+/// Makes what knows of this thread and process.
+#[inline(always)]
+fn with_chain<O, T>(
+    page: &Page,
+    kind: &'static Kind,
+    operation: &O,
+    given: Option<&Held>,
+    run: impl FnOnce(&Chain<'_, O>) -> T,
+) -> T {
     let (child, thread) = thread::own_of_any(page);
     let full;
     let inside = match thread {
@@ -167,15 +179,15 @@ fn ask(
             &full
         }
     };
-    Chain {
+    run(&Chain {
         page,
         kind,
         operation,
+        given,
         thread,
         inside,
         child,
-    }
-    .run(conn, direct)
+    })
 }
 
 /// Has `operation` done as a delegate, to what `held` is of: by a handler of
@@ -185,27 +197,25 @@ fn ask(
 pub(crate) fn serve(
     kind: &'static Kind,
     operation: &impl Operation,
-    held: Option<Held>,
+    held: &Held,
 ) -> Result<Outcome> {
-    let page = crate::fork::page()?;
-    let (child, thread) = thread::own_of_any(page);
-    let full;
-    let inside = match thread {
-        Some(thread) => &thread.inside,
-        None => {
-            full = Inside::full();
-            &full
+    let done = match kind.registry.is_empty() {
+        true => Ok(Outcome::NotHandled),
+        false => {
+            let page = crate::fork::page()?;
+            with_chain(page, kind, operation, Some(held), |chain| {
+                chain.ask_handlers(&[EVERY_CONNECTION], &mut None, &mut false)
+            })
         }
     };
-    let chain = Chain {
-        page,
-        kind,
-        operation,
-        thread,
-        inside,
-        child,
-    };
-    let done = chain.serve(held);
+    let done = done.and_then(|outcome| {
+        if outcome == Outcome::NotHandled && operation.act()? == Outcome::NotHandled {
+            return Ok(Outcome::NotHandled);
+        }
+        let read_back = operation.read_back();
+        held.require_still().inspect_err(|_| operation.undo())?;
+        read_back.map(|()| Outcome::Done)
+    });
     done.inspect_err(|error| operation.failed(error.errnum))
 }
 
@@ -229,6 +239,8 @@ struct Chain<'a, O> {
     page: &'a Page,
     kind: &'static Kind,
     operation: &'a O,
+    /// What already holds the process.
+    given: Option<&'a Held>,
     /// `None` where there is no room for it: in a child with many threads.
     thread: Option<&'a Thread>,
     inside: &'a Inside,
@@ -278,22 +290,6 @@ impl<'a, O: Operation> Chain<'a, O> {
         Ok(Outcome::Done)
     }
 
-    /// As a delegate, for which others' delegates are none.
-    #[cfg(feature = "delegate")]
-    fn serve(&self, mut held: Option<Held>) -> Result<Outcome> {
-        let Chain { operation, .. } = *self;
-        let mut passed_over = false;
-        if self.ask_handlers(&[EVERY_CONNECTION], &mut held, &mut passed_over)? != Outcome::Done {
-            require_still(&held)?;
-            if operation.act()? == Outcome::NotHandled {
-                return Ok(Outcome::NotHandled);
-            }
-        }
-        let read_back = operation.read_back();
-        require_still(&held).inspect_err(|_| operation.undo())?;
-        read_back.map(|()| Outcome::Done)
-    }
-
     /// Asks the handlers that are set for `keys`, one after the other.
     #[inline(always)]
     fn ask_handlers(
@@ -311,7 +307,9 @@ impl<'a, O: Operation> Chain<'a, O> {
                 *passed_over = true;
                 continue;
             }
-            if let Err(error) = hold(held, operation) {
+            if self.given.is_none()
+                && let Err(error) = hold(held, operation)
+            {
                 if let Some(thread) = self.thread {
                     thread.keep_message(|| drop(call));
                 }

@@ -530,7 +530,7 @@ mod served {
         }
 
         /// How many of the threads are in the cgroup.
-        fn state(&self, json: &mut String) -> fmt::Result {
+        fn before(&self, json: &mut String) -> fmt::Result {
             let Some(reached) = &self.reached else {
                 return json.write_str("null");
             };

@@ -149,7 +149,7 @@ mod served {
             write_cpus(json, self.cpumap.bytes())
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
+        fn before(&self, json: &mut String) -> fmt::Result {
             match affinity::get(self.task.tid()) {
                 Ok(map) => write_cpus(json, &map),
                 Err(_) => json.write_str("null"),

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How large a core file a process may leave.
 
-#[cfg(feature = "delegate")]
-use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_ulonglong};
 
-use super::limit;
+use super::limit::{self, Seen};
 use crate::capi::process_set_max_core_size::{
     VIR_INTERNAL_PROCESS_SET_MAX_CORE_SIZE_VERSION, virInternalSetMaxCoreSizeHandler,
 };
@@ -19,8 +17,6 @@ use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
-#[cfg(feature = "delegate")]
-use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, CORE};
 use crate::registry::Code;
 
@@ -33,9 +29,7 @@ pub(crate) static KIND: Kind = Kind::new(
 pub(crate) struct ProcessSetMaxCoreSize {
     pid: Pid,
     bytes: c_ulonglong,
-    /// What was there before a delegate set it.
-    #[cfg(feature = "delegate")]
-    replaced: Cell<Option<Limit>>,
+    seen: Seen,
 }
 
 impl ProcessSetMaxCoreSize {
@@ -43,8 +37,7 @@ impl ProcessSetMaxCoreSize {
         ProcessSetMaxCoreSize {
             pid,
             bytes,
-            #[cfg(feature = "delegate")]
-            replaced: Cell::new(None),
+            seen: Seen::nothing(),
         }
     }
 }
@@ -67,7 +60,7 @@ impl Operation for ProcessSetMaxCoreSize {
 
     #[inline(always)]
     fn read_back(&self) -> Result<()> {
-        limit::read_back(self, &CORE, self.pid, |limit| {
+        limit::read_back(self, &CORE, self.pid, &self.seen, |limit| {
             limit.soft == self.bytes && limit.hard == self.bytes
         })
     }
@@ -85,15 +78,14 @@ impl Operation for ProcessSetMaxCoreSize {
 
     #[cfg(feature = "delegate")]
     fn act(&self) -> Result<Outcome> {
-        let replaced = rlimit::replace(&CORE, self.pid, self.bytes);
-        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
-        self.replaced.set(Some(replaced));
+        let replaced = self.seen.replace(&CORE, self.pid, self.bytes);
+        replaced.map_err(|errnum| cannot(self, errnum))?;
         Ok(Outcome::Done)
     }
 
     #[cfg(feature = "delegate")]
     fn undo(&self) {
-        limit::undo(&CORE, self.pid, self.bytes, self.replaced.get());
+        self.seen.undo(&CORE, self.pid, self.bytes);
     }
 }
 
@@ -168,8 +160,14 @@ mod served {
             write!(json, "{}", self.bytes)
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
-            limit::write_state(json, &CORE, self.pid)
+        const REPLACES: bool = true;
+
+        fn before(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_before(json, &CORE, self.pid)
+        }
+
+        fn after(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_after(json, &CORE, self.pid)
         }
     }
 

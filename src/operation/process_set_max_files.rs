@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How many files a process may have open.
 
-#[cfg(feature = "delegate")]
-use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_uint};
 
-use super::limit;
+use super::limit::{self, Seen};
 use crate::capi::process_set_max_files::{
     VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION, virInternalSetMaxFilesHandler,
 };
@@ -19,8 +17,6 @@ use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
-#[cfg(feature = "delegate")]
-use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, NOFILE};
 use crate::registry::Code;
 
@@ -33,9 +29,7 @@ pub(crate) static KIND: Kind = Kind::new(
 pub(crate) struct ProcessSetMaxFiles {
     pid: Pid,
     files: c_uint,
-    /// What was there before a delegate set it.
-    #[cfg(feature = "delegate")]
-    replaced: Cell<Option<Limit>>,
+    seen: Seen,
 }
 
 impl ProcessSetMaxFiles {
@@ -43,8 +37,7 @@ impl ProcessSetMaxFiles {
         ProcessSetMaxFiles {
             pid,
             files,
-            #[cfg(feature = "delegate")]
-            replaced: Cell::new(None),
+            seen: Seen::nothing(),
         }
     }
 }
@@ -67,7 +60,7 @@ impl Operation for ProcessSetMaxFiles {
 
     #[inline(always)]
     fn read_back(&self) -> Result<()> {
-        limit::read_back(self, &NOFILE, self.pid, |limit| {
+        limit::read_back(self, &NOFILE, self.pid, &self.seen, |limit| {
             limit.soft.min(limit.hard) >= self.files.into()
         })
     }
@@ -88,20 +81,16 @@ impl Operation for ProcessSetMaxFiles {
 
     #[cfg(feature = "delegate")]
     fn act(&self) -> Result<Outcome> {
-        let replaced = rlimit::replace(&NOFILE, self.pid, u64::from(self.files) + 1);
-        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
-        self.replaced.set(Some(replaced));
+        let replaced = self
+            .seen
+            .replace(&NOFILE, self.pid, u64::from(self.files) + 1);
+        replaced.map_err(|errnum| cannot(self, errnum))?;
         Ok(Outcome::Done)
     }
 
     #[cfg(feature = "delegate")]
     fn undo(&self) {
-        limit::undo(
-            &NOFILE,
-            self.pid,
-            u64::from(self.files) + 1,
-            self.replaced.get(),
-        );
+        self.seen.undo(&NOFILE, self.pid, u64::from(self.files) + 1);
     }
 }
 
@@ -189,8 +178,14 @@ mod served {
             write!(json, "{}", self.files)
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
-            limit::write_state(json, &NOFILE, self.pid)
+        const REPLACES: bool = true;
+
+        fn before(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_before(json, &NOFILE, self.pid)
+        }
+
+        fn after(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_after(json, &NOFILE, self.pid)
         }
     }
 

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How much memory a process may lock.
 
-#[cfg(feature = "delegate")]
-use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_ulonglong};
 
-use super::limit;
+use super::limit::{self, Seen};
 use crate::capi::process_set_max_mem_lock::{
     VIR_INTERNAL_PROCESS_SET_MAX_MEM_LOCK_VERSION, virInternalSetMaxMemLockHandler,
 };
@@ -19,8 +17,6 @@ use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
-#[cfg(feature = "delegate")]
-use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, MEMLOCK};
 use crate::registry::Code;
 
@@ -37,9 +33,7 @@ const UNLIMITED: c_ulonglong = 9_007_199_254_740_991;
 pub(crate) struct ProcessSetMaxMemLock {
     pid: Pid,
     bytes: c_ulonglong,
-    /// What was there before a delegate set it.
-    #[cfg(feature = "delegate")]
-    replaced: Cell<Option<Limit>>,
+    seen: Seen,
 }
 
 impl ProcessSetMaxMemLock {
@@ -47,8 +41,7 @@ impl ProcessSetMaxMemLock {
         ProcessSetMaxMemLock {
             pid,
             bytes,
-            #[cfg(feature = "delegate")]
-            replaced: Cell::new(None),
+            seen: Seen::nothing(),
         }
     }
 
@@ -79,7 +72,7 @@ impl Operation for ProcessSetMaxMemLock {
 
     #[inline(always)]
     fn read_back(&self) -> Result<()> {
-        limit::read_back(self, &MEMLOCK, self.pid, |limit| {
+        limit::read_back(self, &MEMLOCK, self.pid, &self.seen, |limit| {
             limit.soft.min(limit.hard) >= self.bytes.min(UNLIMITED)
         })
     }
@@ -97,15 +90,14 @@ impl Operation for ProcessSetMaxMemLock {
 
     #[cfg(feature = "delegate")]
     fn act(&self) -> Result<Outcome> {
-        let replaced = rlimit::replace(&MEMLOCK, self.pid, self.limit());
-        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
-        self.replaced.set(Some(replaced));
+        let replaced = self.seen.replace(&MEMLOCK, self.pid, self.limit());
+        replaced.map_err(|errnum| cannot(self, errnum))?;
         Ok(Outcome::Done)
     }
 
     #[cfg(feature = "delegate")]
     fn undo(&self) {
-        limit::undo(&MEMLOCK, self.pid, self.limit(), self.replaced.get());
+        self.seen.undo(&MEMLOCK, self.pid, self.limit());
     }
 }
 
@@ -198,8 +190,14 @@ mod served {
             write!(json, "{}", self.bytes)
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
-            limit::write_state(json, &MEMLOCK, self.pid)
+        const REPLACES: bool = true;
+
+        fn before(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_before(json, &MEMLOCK, self.pid)
+        }
+
+        fn after(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_after(json, &MEMLOCK, self.pid)
         }
     }
 

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! How many processes and threads the user of a process may have.
 
-#[cfg(feature = "delegate")]
-use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt;
 
 use libc::{c_int, c_uint};
 
-use super::limit;
+use super::limit::{self, Seen};
 use crate::capi::process_set_max_processes::{
     VIR_INTERNAL_PROCESS_SET_MAX_PROCESSES_VERSION, virInternalSetMaxProcessesHandler,
 };
@@ -19,8 +17,6 @@ use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
 use crate::kernel::process::{Held, Pid};
-#[cfg(feature = "delegate")]
-use crate::kernel::rlimit::Limit;
 use crate::kernel::rlimit::{self, NPROC};
 use crate::registry::Code;
 
@@ -33,9 +29,7 @@ pub(crate) static KIND: Kind = Kind::new(
 pub(crate) struct ProcessSetMaxProcesses {
     pid: Pid,
     processes: c_uint,
-    /// What was there before a delegate set it.
-    #[cfg(feature = "delegate")]
-    replaced: Cell<Option<Limit>>,
+    seen: Seen,
 }
 
 impl ProcessSetMaxProcesses {
@@ -43,8 +37,7 @@ impl ProcessSetMaxProcesses {
         ProcessSetMaxProcesses {
             pid,
             processes,
-            #[cfg(feature = "delegate")]
-            replaced: Cell::new(None),
+            seen: Seen::nothing(),
         }
     }
 }
@@ -67,7 +60,7 @@ impl Operation for ProcessSetMaxProcesses {
 
     #[inline(always)]
     fn read_back(&self) -> Result<()> {
-        limit::read_back(self, &NPROC, self.pid, |limit| {
+        limit::read_back(self, &NPROC, self.pid, &self.seen, |limit| {
             limit.soft.min(limit.hard) >= self.processes.into()
         })
     }
@@ -85,15 +78,14 @@ impl Operation for ProcessSetMaxProcesses {
 
     #[cfg(feature = "delegate")]
     fn act(&self) -> Result<Outcome> {
-        let replaced = rlimit::replace(&NPROC, self.pid, self.processes.into());
-        let replaced = replaced.map_err(|errnum| cannot(self, errnum))?;
-        self.replaced.set(Some(replaced));
+        let replaced = self.seen.replace(&NPROC, self.pid, self.processes.into());
+        replaced.map_err(|errnum| cannot(self, errnum))?;
         Ok(Outcome::Done)
     }
 
     #[cfg(feature = "delegate")]
     fn undo(&self) {
-        limit::undo(&NPROC, self.pid, self.processes.into(), self.replaced.get());
+        self.seen.undo(&NPROC, self.pid, self.processes.into());
     }
 }
 
@@ -185,8 +177,14 @@ mod served {
             write!(json, "{}", self.processes)
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
-            limit::write_state(json, &NPROC, self.pid)
+        const REPLACES: bool = true;
+
+        fn before(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_before(json, &NPROC, self.pid)
+        }
+
+        fn after(&self, json: &mut String) -> fmt::Result {
+            self.seen.write_after(json, &NPROC, self.pid)
         }
     }
 

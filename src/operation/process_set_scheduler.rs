@@ -228,7 +228,7 @@ mod served {
             write!(json, "\"{}\"", self.schedule)
         }
 
-        fn state(&self, json: &mut String) -> fmt::Result {
+        fn before(&self, json: &mut String) -> fmt::Result {
             match scheduler::get(self.task.tid()) {
                 Ok(found) => write!(json, "\"{found}\""),
                 Err(_) => json.write_str("null"),

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::mem::size_of;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,7 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
         connected,
     };
     connection.run(&mut Workspace {
+        policy: shared.numbered_policy(),
         buffer,
         texts: Texts::default(),
         cgroup: None,
@@ -191,6 +193,7 @@ struct Connection<'a> {
 
 /// What one request after the other is worked on with.
 struct Workspace {
+    policy: (u64, Arc<Policy>),
     buffer: Buffer,
     texts: Texts,
     /// The cgroup that a target was in last, by its number.
@@ -274,8 +277,19 @@ impl Connection<'_> {
     fn next(&self, space: &mut Workspace) -> Result<(), End> {
         let (message, descriptors) = self.receive(&mut space.buffer)?;
         let start = Instant::now();
+        if self.shared.policy_number.load(Ordering::Acquire) != space.policy.0 {
+            space.policy = self.shared.numbered_policy();
+        }
+        let policy = &*space.policy.1;
         let texts = &mut space.texts;
-        let done = self.answer(message, descriptors, start, texts, &mut space.cgroup);
+        let done = self.answer(
+            message,
+            descriptors,
+            start,
+            policy,
+            texts,
+            &mut space.cgroup,
+        );
         erase(message);
         done
     }
@@ -285,6 +299,7 @@ impl Connection<'_> {
         message: &[u8],
         descriptors: Vec<Fd>,
         start: Instant,
+        policy: &Policy,
         texts: &mut Texts,
         cgroup: &mut Option<(u64, String)>,
     ) -> Result<(), End> {
@@ -304,10 +319,9 @@ impl Connection<'_> {
                     let code = Code::VIR_INTERNAL_ERR_VERSION;
                     return self.reply(header, Said::failed(code, Errno::EPROTONOSUPPORT, text));
                 }
-                let policy = self.shared.policy();
                 let job = Job {
                     connection: self,
-                    policy: &policy,
+                    policy,
                     kind,
                     header,
                     body,
@@ -468,6 +482,8 @@ impl<'a> Job<'a> {
         let target = subject.info();
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
+        // Closed when the peer has its answer: that takes its time.
+        let mut held = None;
         let quota = policy.quota_for(&peer.facts());
         let running = connection.connected.scope.begin(header.request, quota);
         let said = match (read, &running) {
@@ -485,14 +501,22 @@ impl<'a> Job<'a> {
                     Err(denied) => Said::refused(denied.to_string()).with_results(&operation),
                     Ok(permitting) => {
                         rule = Some(permitting.name.as_str());
-                        let _ = operation.state(&mut texts.before);
-                        let done = dispatch::serve(self.kind, &operation, subject.hold());
+                        // A handler does not tell.
+                        let replaces = O::REPLACES && self.kind.registry.is_empty();
+                        if !replaces {
+                            let _ = operation.before(&mut texts.before);
+                        }
+                        let held = held.insert(subject.hold()?);
+                        let done = dispatch::serve(self.kind, &operation, held);
+                        if replaces {
+                            let _ = operation.before(&mut texts.before);
+                        }
                         let said = match done {
                             Ok(Outcome::Done) => Said::handled(),
                             Ok(Outcome::NotHandled) => Said::not_handled(),
                             Err(error) => Said::error(error),
                         };
-                        let _ = operation.state(&mut texts.after);
+                        let _ = operation.after(&mut texts.after);
                         said.with_results(&operation)
                     }
                 }

@@ -24,7 +24,7 @@ pub(crate) mod serve;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,6 +46,9 @@ pub struct Server(Arc<Shared>);
 
 pub(crate) struct Shared {
     policy: RwLock<Arc<Policy>>,
+    /// Which policy that is: connections keep the one they know, so that they
+    /// do not all write to one place for every request.
+    policy_number: AtomicU64,
     audit: RwLock<Audit>,
     metrics: Metrics,
     scopes: Scopes,
@@ -91,6 +94,7 @@ impl Server {
     pub fn new(policy: Policy, audit: Audit) -> io::Result<Server> {
         Ok(Server(Arc::new(Shared {
             policy: RwLock::new(Arc::new(policy)),
+            policy_number: AtomicU64::new(1),
             audit: RwLock::new(audit),
             metrics: Metrics::new(),
             scopes: Scopes::default(),
@@ -165,11 +169,9 @@ impl Server {
 
     /// Puts another policy in force: for every request from now on.
     pub fn set_policy(&self, policy: Policy) {
-        *self
-            .0
-            .policy
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        let policy_lock = self.0.policy.write();
+        *policy_lock.unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        self.0.policy_number.fetch_add(1, Ordering::Release);
     }
 
     /// Has audit lines go elsewhere.
@@ -280,6 +282,12 @@ fn stopped() -> io::Error {
 }
 
 impl Shared {
+    /// The policy that is in force, and a number not above its own.
+    fn numbered_policy(&self) -> (u64, Arc<Policy>) {
+        let number = self.policy_number.load(Ordering::Acquire);
+        (number, self.policy())
+    }
+
     fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }

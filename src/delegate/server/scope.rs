@@ -28,6 +28,7 @@ pub(crate) struct Scope {
 struct State {
     connections: u32,
     running: u32,
+    waiting: u32,
     /// Operations that may be begun now, and when that was so.
     tokens: f64,
     counted: Option<Instant>,
@@ -116,7 +117,7 @@ impl Drop for Connected<'_> {
         state.connections -= 1;
         // What it remembers is asked for over a new connection: it is kept
         // while there are few that do so.
-        const KEPT: usize = 1024;
+        const KEPT: usize = 64;
         let forget = state.connections == 0 && (state.outcomes.is_empty() || scopes.len() > KEPT);
         drop(state);
         if forget {
@@ -138,8 +139,10 @@ impl Scope {
         }
         if state.running >= quota.concurrent {
             let is_full = |state: &mut State| state.running >= quota.concurrent;
+            state.waiting += 1;
             let waited = self.ended.wait_timeout_while(state, PATIENCE, is_full);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
             if is_full(&mut state) {
                 return Err(Exhausted::Concurrent(quota.concurrent));
             }
@@ -192,24 +195,34 @@ pub(crate) struct Running<'a> {
 impl Running<'_> {
     /// It ended, like that: remembered before the peer is told.
     pub(crate) fn end(self, answer: Answer, text: &str) {
-        let mut state = lock(&self.scope.state);
-        if state.outcomes.len() == REMEMBERED {
-            state.outcomes.pop_front();
-        }
-        state
-            .outcomes
-            .push_back((self.request, answer, text.to_owned()));
+        self.leave(Some((answer, text.to_owned())));
+        std::mem::forget(self);
     }
-}
 
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
+    fn leave(&self, outcome: Option<(Answer, String)>) {
         let mut state = lock(&self.scope.state);
+        if let Some((answer, text)) = outcome {
+            if state.outcomes.len() == REMEMBERED {
+                state.outcomes.pop_front();
+            }
+            state.outcomes.push_back((self.request, answer, text));
+        }
         state.running -= 1;
         if let Some(index) = state.begun.iter().position(|id| *id == self.request) {
             state.begun.swap_remove(index);
         }
+        // Every notification is a system call.
+        let is_awaited = state.waiting != 0;
         drop(state);
-        self.scope.ended.notify_one();
+        if is_awaited {
+            self.scope.ended.notify_one();
+        }
+    }
+}
+
+/// It did not come to an end: the connection did.
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.leave(None);
     }
 }
