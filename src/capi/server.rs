@@ -222,6 +222,7 @@ fn connected(fd: c_int) -> Result<Fd> {
     if !is(libc::SO_DOMAIN, libc::AF_UNIX)
         || !is(libc::SO_TYPE, libc::SOCK_SEQPACKET)
         || !is(libc::SO_ACCEPTCONN, 0)
+        || !has_peer(&socket)
     {
         return Err(Error::invalid(format_args!(
             "fd {fd} is not a connected Unix socket of type SOCK_SEQPACKET"
@@ -239,6 +240,16 @@ fn connected(fd: c_int) -> Result<Fd> {
             format_args!("cannot use the socket of fd {fd}"),
         )),
     }
+}
+
+/// Whether there is another end, be it closed.
+fn has_peer(socket: &Fd) -> bool {
+    let mut address = core::mem::MaybeUninit::<libc::sockaddr_un>::uninit();
+    let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most that length.
+    let named =
+        unsafe { libc::getpeername(socket.get(), address.as_mut_ptr().cast(), &mut length) };
+    named == 0
 }
 
 /// The peer that the caller says is at the other end.
