@@ -461,7 +461,7 @@ SERVE_TEST(an_address_can_be_listened_on_again_at_once)
         expect_ended(idle);
     }
     expect_error(virInternalDelegateListen(delegate, address, NULL, 0),
-                 VIR_INTERNAL_ERR_FAILED, EADDRINUSE, "listened on already");
+                 VIR_INTERNAL_ERR_FAILED, EADDRINUSE, "somebody listens on");
     stop_and_free(&running);
 }
 
@@ -479,6 +479,8 @@ SERVE_TEST(a_socket_that_listens_already_stays_the_callers)
     fd = listening_socket("socket");
     address = text("fd:%d", fd);
     expect_success(virInternalDelegateListen(delegate, address, "vm-1", 0));
+    expect_error(virInternalDelegateListen(delegate, address, "vm-2", 0),
+                 VIR_INTERNAL_ERR_FAILED, EADDRINUSE, "listened on already");
     running = run_in_thread(delegate);
     client_passes(&client, wish(address_of("socket"), subject.pid, 65536));
 
