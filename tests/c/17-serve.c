@@ -275,16 +275,23 @@ reaches_nobody(const char *told)
     expect_error(ask(told), VIR_INTERNAL_ERR_UNREACHABLE, ECONNREFUSED, "");
 }
 
+static int
+try_to_connect(int fd, const char *name)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+
+    expect_true(strlen(in_directory(name)) < sizeof(address.sun_path));
+    strcpy(address.sun_path, in_directory(name));
+    return connect(fd, (struct sockaddr *) &address, sizeof(address));
+}
+
 /* A connection that only waits. */
 static int
 connect_to(const char *name)
 {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
     int fd = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
 
-    expect_true(strlen(in_directory(name)) < sizeof(address.sun_path));
-    strcpy(address.sun_path, in_directory(name));
-    must(connect(fd, (struct sockaddr *) &address, sizeof(address)));
+    must(try_to_connect(fd, name));
     return fd;
 }
 
@@ -715,11 +722,14 @@ SERVE_TEST(a_signal_handler_can_stop_it)
     Client process = client_start(be_a_delegate);
     Subject subject = subject_start(1);
     const char *address = address_of("socket");
+    int fd;
 
     write_policy(rule(getuid(), "", 65536));
     client_tell(&process, address);
-    while (access(in_directory("socket"), F_OK) != 0)
+    fd = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    while (try_to_connect(fd, "socket") != 0)
         usleep(1000);
+    close(fd);
     /* Whoever is served knows that it runs, and it has its signal handler. */
     is_served(wish(address, subject.pid, 65536));
     must(kill(process.pid, SIGTERM));
