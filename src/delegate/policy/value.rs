@@ -453,11 +453,11 @@ impl<'de> Deserialize<'de> for Labels {
 }
 
 /// A name for people: of a rule, or a label.
-pub(super) struct Name(pub(super) String);
+pub(crate) struct Name(pub(super) String);
 
 impl Name {
     /// Whether it can be one; an error says what it must be.
-    pub(super) fn new(text: &str) -> Result<Name, String> {
+    pub(crate) fn new(text: &str) -> Result<Name, String> {
         match (1..=NAME_MAX).contains(&text.len()) && !text.contains(char::is_control) {
             true => Ok(Name(text.to_owned())),
             false => Err(format!(

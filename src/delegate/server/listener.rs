@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_int;
 
@@ -25,6 +26,7 @@ pub(super) struct Listener {
     pub(super) name: String,
     pub(super) label: Option<String>,
     socket: Fd,
+    closed: AtomicBool,
     /// The file that was made for it, with its device and inode.
     file: Option<(PathBuf, (u64, u64))>,
 }
@@ -124,22 +126,24 @@ impl Listener {
             name: name.to_owned(),
             label: label.map(str::to_owned),
             socket,
+            closed: AtomicBool::new(false),
             file,
         })
-    }
-
-    pub(super) fn label(&self) -> Option<&str> {
-        self.label.as_deref()
     }
 
     /// Takes no more connections, at once: its address can be had again. A
     /// socket that was taken over is also that of whoever gave it.
     pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         if self.file.is_some() {
             // SAFETY: numbers only.
             unsafe { libc::shutdown(self.socket.get(), libc::SHUT_RDWR) };
             self.remove_file();
         }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     fn remove_file(&self) {

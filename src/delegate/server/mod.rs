@@ -18,8 +18,8 @@ pub(crate) mod connection;
 pub(crate) mod housekeeping;
 mod listener;
 mod metrics;
-mod peer;
-mod pidfd;
+pub(crate) mod peer;
+pub(crate) mod pidfd;
 mod scope;
 pub(crate) mod serve;
 
@@ -28,15 +28,17 @@ use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use audit::Audit;
 use audit::{How, Known, Line, Throttle, Turned};
 use listener::Listener;
 use metrics::{Gauges, Metrics};
+use peer::Peer;
 use scope::Scopes;
 
-use super::policy::Policy;
+use super::policy::{Hierarchy, Policy};
 use crate::kernel::file::Fd;
 
 /// A delegate: it listens, and does what peers ask for within its policy. All
@@ -66,7 +68,17 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Connections {
     last: u64,
-    open: HashMap<u64, (Arc<Fd>, Option<String>)>,
+    open: HashMap<u64, Open>,
+    /// The thread that ended last. It joins the one before.
+    ended: Option<JoinHandle<()>>,
+}
+
+struct Open {
+    /// `None` when it is being closed.
+    socket: Option<Arc<Fd>>,
+    /// The listener's name; `None` for one that was given.
+    listener: Option<String>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// How many connections there can be of all peers together.
@@ -115,6 +127,9 @@ impl Server {
 
     fn add(&self, listener: Listener) -> io::Result<()> {
         let mut listeners = lock(&self.0.listeners);
+        if self.0.stopped.load(Ordering::Acquire) {
+            return Err(stopped());
+        }
         if listeners.iter().any(|other| other.name == listener.name) {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
@@ -139,11 +154,24 @@ impl Server {
         };
         let listener = listeners.remove(index);
         drop(listeners);
+        // Whoever runs may still wait on it.
         listener.close();
         self.0.wake_up();
         self.0
             .end_connections(|name| name.as_deref() == Some(&*listener.name));
         true
+    }
+
+    /// Serves a connection that is made already. The kernel knows who made it,
+    /// which need not be who uses it: the caller says who that is.
+    pub(crate) fn serve_given(&self, socket: Fd, peer: Peer) -> io::Result<()> {
+        let label = peer.label.clone();
+        self.serve(socket, None, Some(peer), label)
+    }
+
+    /// The hierarchy of cgroups that the policy means.
+    pub(crate) fn hierarchy(&self) -> Hierarchy {
+        self.0.policy().hierarchy.clone()
     }
 
     /// Puts another policy in force: for every request from now on.
@@ -175,20 +203,30 @@ impl Server {
             let listeners = lock(&self.0.listeners).clone();
             for listener in listener::wait(&listeners, &self.0.wake)? {
                 while let Some(socket) = listener.accept() {
-                    self.serve(socket, listener);
+                    // Without a thread for it, it is closed.
+                    let _ = self.serve(socket, Some(listener), None, listener.label.clone());
                 }
             }
         }
+        self.end();
+        Ok(())
+    }
+
+    /// Ends what is open, after [`stop`](Self::stop).
+    pub(crate) fn end(&self) {
         lock(&self.0.listeners).clear();
         self.0.end_connections(|_| true);
         let open = lock(&self.0.connections);
         // What a peer sent may block whoever closes it, even for ever.
         const PATIENCE: Duration = Duration::from_secs(5);
-        let _ = self
+        let waited = self
             .0
             .ended
             .wait_timeout_while(open, PATIENCE, |connections| !connections.open.is_empty());
-        Ok(())
+        let (mut connections, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let last = connections.ended.take();
+        drop(connections);
+        last.map(JoinHandle::join);
     }
 
     /// Ends [`run`](Self::run). Async-signal-safe.
@@ -207,36 +245,62 @@ impl Server {
     }
 
     /// Serves a connection on a thread of its own.
-    fn serve(&self, socket: Fd, listener: &Listener) {
+    fn serve(
+        &self,
+        socket: Fd,
+        listener: Option<&Listener>,
+        peer: Option<Peer>,
+        label: Option<String>,
+    ) -> io::Result<()> {
         let socket = Arc::new(socket);
+        // Held until the thread is known: it asks for itself when it ends.
         let mut connections = lock(&self.0.connections);
-        connections.last += 1;
-        let number = connections.last;
+        // Whoever closes a listener, or stops, then ends what is open.
+        if self.0.stopped.load(Ordering::Acquire) || listener.is_some_and(Listener::is_closed) {
+            return Err(stopped());
+        }
         if connections.open.len() >= CONNECTIONS_MAX {
             drop(connections);
-            let known = Known::Credentials(peer::credentials(socket.get()).ok(), listener.label());
             let text = format!("there are {CONNECTIONS_MAX} connections already");
-            return self.0.turn_away(How::Refused, known, &text);
+            let credentials = peer::credentials(socket.get()).ok();
+            let known = Known::Credentials(credentials, label.as_deref());
+            self.0.turn_away(How::Refused, known, &text);
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
-        let name = Some(listener.name.clone());
-        connections.open.insert(number, (Arc::clone(&socket), name));
-        drop(connections);
-        let (shared, label) = (Arc::clone(&self.0), listener.label.clone());
-        let spawned = std::thread::Builder::new().stack_size(STACK).spawn({
+        connections.last += 1;
+        let number = connections.last;
+        let open = Open {
+            socket: Some(Arc::clone(&socket)),
+            listener: listener.map(|listener| listener.name.clone()),
+            thread: None,
+        };
+        let shared = Arc::clone(&self.0);
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn({
             move || {
-                connection::serve(&shared, &socket, None, label);
+                connection::serve(&shared, &socket, peer, label);
                 // Closed on this thread: that may block.
-                let entry = lock(&shared.connections).open.get(&number).cloned();
-                drop((socket, entry));
-                let last = lock(&shared.connections).open.remove(&number);
-                drop(last);
+                let shut = lock(&shared.connections)
+                    .open
+                    .get_mut(&number)
+                    .and_then(|open| open.socket.take());
+                drop((socket, shut));
+                let mut connections = lock(&shared.connections);
+                let own = connections.open.remove(&number);
+                let own = own.and_then(|open| open.thread);
+                let earlier = std::mem::replace(&mut connections.ended, own);
+                drop(connections);
                 shared.ended.notify_all();
+                earlier.map(JoinHandle::join);
             }
-        });
-        if spawned.is_err() {
-            lock(&self.0.connections).open.remove(&number);
-        }
+        })?;
+        let thread = Some(thread);
+        connections.open.insert(number, Open { thread, ..open });
+        Ok(())
     }
+}
+
+fn stopped() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the delegate was stopped")
 }
 
 impl Shared {
@@ -286,8 +350,8 @@ impl Shared {
     /// Ends connections when they have answered what they are working on.
     fn end_connections(&self, which: impl Fn(&Option<String>) -> bool) {
         let connections = lock(&self.connections);
-        for (socket, name) in connections.open.values() {
-            if which(name) {
+        for open in connections.open.values() {
+            if let Some(socket) = open.socket.as_ref().filter(|_| which(&open.listener)) {
                 // SAFETY: numbers only.
                 unsafe { libc::shutdown(socket.get(), libc::SHUT_RD) };
             }
