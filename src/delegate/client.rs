@@ -787,7 +787,11 @@ fn exchange(
         socket::slice_of_cells(results),
         socket::slice_of_cells(&text.bytes),
     ];
-    let length = receive(socket, &buffers, deadline)?;
+    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
+        // The request was sent.
+        Trouble::Malformed(malformed) => Trouble::Garbled(malformed),
+        trouble => trouble,
+    })?;
     let answer = read_answer(question, &head, length);
     erase(&mut head);
     answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
@@ -1052,7 +1056,7 @@ impl Trouble {
             ..
         } = target;
         match self {
-            Trouble::Away(_) if *address == Address::Invalid => Error::unreachable(format_args!(
+            Trouble::Away(_) if matches!(address, Address::Invalid) => Error::unreachable(format_args!(
                 "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
             )),
             Trouble::Away(errnum) => Error::unreachable(format_args!(
