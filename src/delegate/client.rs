@@ -551,6 +551,22 @@ impl Text {
         }
         self.length.set(text.len().min(TEXT_MAX));
     }
+
+    /// Takes a text of that length, whose beginning was received where results
+    /// would have been.
+    fn take_from(&self, results: &[Cell<c_int>], length: usize) {
+        let room = size_of_val(results);
+        for (index, to) in self.bytes.iter().enumerate().take(length).rev() {
+            to.set(match index.checked_sub(room) {
+                Some(index) => self.bytes[index].get(),
+                None => {
+                    let result = results[index / size_of::<c_int>()].get();
+                    result.to_ne_bytes()[index % size_of::<c_int>()]
+                }
+            });
+        }
+        self.length.set(length.min(TEXT_MAX));
+    }
 }
 
 impl fmt::Display for Text {
@@ -794,7 +810,12 @@ fn exchange(
     })?;
     let answer = read_answer(question, &head, length);
     erase(&mut head);
-    answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
+    let said = answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)));
+    if !matches!(&said, Ok(answer) if answer.results as usize == results.len()) {
+        // What was received there is none of theirs.
+        results.iter().for_each(|result| result.set(0));
+    }
+    said
 }
 
 const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
@@ -813,10 +834,12 @@ fn read_answer(
     if ANSWER_HEAD + tail != length || header.size as usize + size_of::<Header>() != length {
         return Err(Malformed("it is not as long as it says"));
     }
-    // A text with fewer results than there is room for lies among them.
     let has_results = answer.results as usize == question.results.len();
     if has_results {
         question.text.length.set(answer.text as usize);
+    } else if answer.results == 0 {
+        let length = answer.text as usize;
+        question.text.take_from(question.results, length);
     }
     let asked = question.header;
     if header.operation == OUTCOME && asked.operation != OUTCOME {
@@ -1056,9 +1079,11 @@ impl Trouble {
             ..
         } = target;
         match self {
-            Trouble::Away(_) if matches!(address, Address::Invalid) => Error::unreachable(format_args!(
-                "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
-            )),
+            Trouble::Away(_) if matches!(address, Address::Invalid) => {
+                Error::unreachable(format_args!(
+                    "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
+                ))
+            }
             Trouble::Away(errnum) => Error::unreachable(format_args!(
                 "cannot {operation}: the delegate at {address} cannot be reached: {errnum}"
             )),
