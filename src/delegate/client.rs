@@ -416,12 +416,17 @@ impl Only {
 
     /// Waits for its turn.
     fn lock(&self, deadline: &Deadline) -> core::result::Result<Turn<'_>, Trouble> {
+        // SAFETY: initialised, and not moved since it was first locked.
+        if unsafe { libc::pthread_mutex_trylock(self.turn.get()) } == 0 {
+            return Ok(Turn(self));
+        }
+        deadline.waited.set(true);
         // pthread_mutex_clocklock() is younger than what we want to run with.
         let mut time = now(libc::CLOCK_REALTIME);
         let nanoseconds = time.tv_nsec + i64::from(deadline.left_ms()) * 1_000_000;
         time.tv_sec += nanoseconds / 1_000_000_000;
         time.tv_nsec = nanoseconds % 1_000_000_000;
-        // SAFETY: initialised, and not moved since it was first locked.
+        // SAFETY: as above.
         match unsafe { libc::pthread_mutex_timedlock(self.turn.get(), &time) } {
             0 => Ok(Turn(self)),
             _ => Err(Trouble::TooLate),
@@ -462,6 +467,9 @@ fn now(clock: libc::clockid_t) -> libc::timespec {
 struct Deadline {
     timeout_ms: u32,
     end_ms: i64,
+    /// Whether it waited already: then there is less time left than a socket
+    /// waits of its own accord.
+    waited: Cell<bool>,
 }
 
 impl Deadline {
@@ -469,6 +477,7 @@ impl Deadline {
         Deadline {
             timeout_ms,
             end_ms: Self::now_ms() + i64::from(timeout_ms),
+            waited: Cell::new(false),
         }
     }
 
@@ -483,6 +492,7 @@ impl Deadline {
 
     /// Waits for the socket.
     fn wait(&self, socket: c_int, events: i16) -> core::result::Result<(), Trouble> {
+        self.waited.set(true);
         loop {
             match self.left_ms() {
                 0 => return Err(Trouble::TooLate),
@@ -497,6 +507,7 @@ impl Deadline {
 
     /// Sleeps a random time up to `most_ms`.
     fn pause(&self, most_ms: u64) {
+        self.waited.set(true);
         let pause = (random() % most_ms).min(self.left_ms() as u64) as i64;
         let time = libc::timespec {
             tv_sec: 0,
@@ -749,7 +760,10 @@ fn receive(
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len() as _;
-    let mut flags = 0;
+    let mut flags = match deadline.waited.replace(true) {
+        false => 0,
+        true => libc::MSG_DONTWAIT as usize,
+    };
     loop {
         // SAFETY: the message names the caller's slices.
         let received = unsafe {
@@ -769,8 +783,8 @@ fn receive(
             Err(Errno::EAGAIN) => {}
             Err(_) => return Err(Trouble::Broken),
         }
-        // A signal came: what is left of the time is not what the socket
-        // waits.
+        // A signal came, or it waited before: what is left of the time is not
+        // what the socket waits.
         flags = libc::MSG_DONTWAIT as usize;
         deadline
             .wait(socket, libc::POLLIN)
