@@ -276,6 +276,7 @@ impl ChildThread {
         if taken {
             self.pthread.store(pthread_self(), Ordering::Relaxed);
             self.thread.failed.set(false);
+            self.thread.request.set(0);
             self.thread.inside.clear();
             // Release: whoever sees whose it is sees all of this.
             self.tid.store(to, Ordering::Release);
@@ -428,8 +429,9 @@ pub(crate) fn reset_error(page: &Page) {
             .for_each(|child| page.threads.release(child));
     } else if let Some(child) = children(page).find(gettid()) {
         child.thread.failed.set(false);
-        // Room for another one, unless this is a call from a handler.
-        if child.thread.inside.is_empty() {
+        // Room for another one, unless this is a call from a handler, or there
+        // is a request to be asked about.
+        if child.thread.inside.is_empty() && child.thread.request.get() == 0 {
             children(page).release(child);
         }
     }
