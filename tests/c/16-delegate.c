@@ -57,7 +57,7 @@ TEST(another_version_than_the_headers_is_an_error_that_names_both)
                  "delegates, but this library has version 1");
     expect_error(virInternalConnectDelegate(NULL, 2, "unix:/x", 0, 0),
                  VIR_INTERNAL_ERR_VERSION, EPROTONOSUPPORT, "version 2");
-    expect_error(virInternalConnectDelegate(NULL, UINT_MAX, NULL, 1 << 31, 2),
+    expect_error(virInternalConnectDelegate(NULL, UINT_MAX, NULL, 1U << 31, 2),
                  VIR_INTERNAL_ERR_VERSION, EPROTONOSUPPORT,
                  "version 4294967295");
 }
@@ -1256,7 +1256,7 @@ peer_that_ends(Fake *fake, int connection)
     if (wire_greet(fake, connection)
         && wire_receive(fake, connection, &message)
         && fake->shared->phase == 1)
-        _exit(EXIT_FAILURE);
+        kill(getpid(), SIGKILL);
 }
 
 DELEGATE_TEST(a_delegate_that_ends_before_it_answers_is_UNKNOWN_OUTCOME)
@@ -1675,14 +1675,15 @@ peer_that_waits(Fake *fake, int connection)
     }
 }
 
-static int disconnected;
+/* How it is disconnected, and whether it is. */
+static int how, disconnected;
 
 static void *
-disconnect_in_thread(void *how)
+disconnect_in_thread(void *fake)
 {
     struct _virConnect *conn = CONN(1);
 
-    switch ((long) how) {
+    switch (how) {
     case 0:
         disconnect_from(conn);
         break;
@@ -1693,6 +1694,8 @@ disconnect_in_thread(void *how)
         connect_to(conn, "unix:/nowhere", 0, VIR_INTERNAL_DELEGATE_OPTIONAL);
     }
     __atomic_store_n(&disconnected, 1, __ATOMIC_RELEASE);
+    /* There was an answer first. */
+    expect_eq_int(((Fake *) fake)->shared->phase, 1);
     return NULL;
 }
 
@@ -1701,13 +1704,12 @@ call_once(void *conn)
 {
     expect_not_handled(scheduler->call(conn, getpid(),
                                        VIR_INTERNAL_NO_DIRECT));
-    expect_eq_int(__atomic_load_n(&disconnected, __ATOMIC_ACQUIRE), 0);
     return NULL;
 }
 
 DELEGATE_TEST(disconnecting_waits_for_those_who_wait_for_the_delegate)
 {
-    for (long how = 0; how < 3; how++) {
+    for (how = 0; how < 3; how++) {
         Fake *fake = fake_start("a", peer_that_waits, BACKLOG);
         pthread_t caller, disconnecter;
 
@@ -1716,7 +1718,8 @@ DELEGATE_TEST(disconnecting_waits_for_those_who_wait_for_the_delegate)
         expect_eq_int(pthread_create(&caller, NULL, call_once, CONN(1)), 0);
         wait_for(fake->shared->requests, 1);
         expect_eq_int(pthread_create(&disconnecter, NULL, disconnect_in_thread,
-                                     (void *) how), 0);
+                                     fake), 0);
+        /* Time to do it wrong in. */
         usleep(20000);
         expect_eq_int(__atomic_load_n(&disconnected, __ATOMIC_ACQUIRE), 0);
         fake->shared->phase = 1;

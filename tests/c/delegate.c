@@ -342,8 +342,10 @@ fake_start_on(int connection, FakePeer peer)
                 close(fd);
         }
         peer(fake, connection);
+        close(connection);
         __atomic_add_fetch(&fake->shared->ended, 1, __ATOMIC_RELEASE);
-        _exit(EXIT_SUCCESS);
+        for (;;)
+            pause();
     }
     close(connection);
     return fake;
