@@ -223,9 +223,11 @@ impl ChildThreads {
     }
 
     fn find(&self, tid: libc::pid_t) -> Option<&ChildThread> {
-        self.states
-            .iter()
-            .find(|child| child.tid.load(Ordering::Acquire) == tid)
+        let pthread = pthread_self();
+        self.states.iter().find(|child| {
+            child.tid.load(Ordering::Acquire) == tid
+                && child.pthread.load(Ordering::Relaxed) == pthread
+        })
     }
 
     fn claim(&self, tid: libc::pid_t) -> Option<&ChildThread> {
@@ -234,13 +236,18 @@ impl ChildThreads {
             self.claimed.fetch_add(1, Ordering::Relaxed);
             Some(child)
         };
+        // Of one that had this thread's id before.
+        let of_the_same_id = || self.states.iter().find(|child| child.take(tid, tid));
         let of_the_dead = || {
             self.states.iter().find(|child| {
                 let owner = child.tid.load(Ordering::Acquire);
                 owner > 0 && !process::exists(owner) && child.take(owner, tid)
             })
         };
-        self.find(tid).or_else(free).or_else(of_the_dead)
+        self.find(tid)
+            .or_else(of_the_same_id)
+            .or_else(free)
+            .or_else(of_the_dead)
     }
 
     /// The states of threads that are this one or that it was forked from.

@@ -419,6 +419,72 @@ DELEGATE_TEST(each_thread_of_a_child_has_a_last_request_of_its_own)
     stop(fake);
 }
 
+/* Children that get the number of one that is no more, whatever thread made
+ * that. */
+
+#define LAST_PID "/proc/sys/kernel/ns_last_pid"
+
+/* Where the next process's number comes from. */
+static void
+choose_next_pid(pid_t pid)
+{
+    int fd = must(open(LAST_PID, O_WRONLY | O_CLOEXEC));
+    const char *last = text("%d", pid - 1);
+
+    if (write(fd, last, strlen(last)) < 0)
+        SKIP("%s cannot be written: %s", LAST_PID, strerror(errno));
+    close(fd);
+}
+
+static pid_t wanted_pid;
+
+static void
+have_a_request_and_an_error(Fake *fake)
+{
+    (void) fake;
+    wanted_pid = getpid();
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_UNKNOWN_OUTCOME, EINPROGRESS,
+                 "the connection ended");
+}
+
+static void *
+vfork_in_thread(void *fake)
+{
+    expect_child_passes(by_vfork(have_a_request_and_an_error, fake));
+    return NULL;
+}
+
+static bool was_wanted;
+
+static void
+have_nothing(Fake *fake)
+{
+    (void) fake;
+    was_wanted = getpid() == wanted_pid;
+    expect_true(virInternalGetLastError() == NULL);
+    expect_eq_int(virInternalGetLastRequest(), 0);
+}
+
+DELEGATE_TEST(a_child_has_nothing_of_one_that_had_its_number_before)
+{
+    Fake *fake;
+
+    if (access(LAST_PID, W_OK) < 0)
+        SKIP("%s cannot be written: %s", LAST_PID, strerror(errno));
+    fake = start_connected(peer_that_answers_questions, LONG);
+    /* Unless another process is faster. */
+    while (!was_wanted) {
+        pthread_t thread;
+
+        expect_eq_int(pthread_create(&thread, NULL, vfork_in_thread, fake), 0);
+        expect_eq_int(pthread_join(thread, NULL), 0);
+        choose_next_pid(wanted_pid);
+        expect_child_passes(by_vfork(have_nothing, fake));
+    }
+    stop(fake);
+}
+
 static void
 peer_keeping_requests(Fake *fake, int connection)
 {
