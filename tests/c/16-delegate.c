@@ -342,6 +342,134 @@ DELEGATE_TEST(an_operation_that_a_delegate_does_not_have_is_not_sent_to_it)
     fake_stop(fake);
 }
 
+/* A delegate that has operations that there are not. */
+static void
+peer_of_the_future(Fake *fake, int connection)
+{
+    WireMessage message;
+    struct {
+        WireHeader header;
+        uint32_t count, reserved;
+        uint32_t spoken[64][3];
+    } hello = {
+        .header = {
+            .magic = WIRE_MAGIC, .protocol = WIRE_PROTOCOL,
+            .size = 8 + 64 * 12
+        },
+        .count = 64,
+    };
+
+    for (uint32_t i = 0; i < 64; i++) {
+        hello.spoken[i][0] = i % 2 ? i + 63 : UINT32_MAX - i;
+        hello.spoken[i][1] = i;
+        hello.spoken[i][2] = UINT32_MAX;
+    }
+    if (!wire_receive(fake, connection, &message))
+        return;
+    wire_send(connection, &hello, sizeof(hello));
+    while (wire_receive(fake, connection, &message))
+        continue;
+}
+
+DELEGATE_TEST(operations_that_only_a_delegate_has_are_no_concern)
+{
+    Fake *fake = fake_start("a", peer_of_the_future, BACKLOG);
+
+    connect_to(NULL, fake->address, LONG, 0);
+    for_each_operation(operation)
+        expect_not_handled(operation->call(NULL, getpid(),
+                                           VIR_INTERNAL_NO_DIRECT));
+    expect_eq_int(fake->shared->requests, 0);
+    disconnect_from(NULL);
+    fake_stop(fake);
+}
+
+/* Descriptors come along with its hello and its answers. */
+static void
+peer_with_gifts(Fake *fake, int connection)
+{
+    WireMessage message;
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(3 * sizeof(int))];
+    } control;
+    struct iovec buffer = { &message, 0 };
+    struct msghdr sent = {
+        .msg_iov = &buffer, .msg_iovlen = 1,
+        .msg_control = &control, .msg_controllen = sizeof(control)
+    };
+    int gifts[3] = { connection, connection, connection };
+
+    memset(&control, 0, sizeof(control));
+    control.header.cmsg_len = CMSG_LEN(sizeof(gifts));
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    memcpy(CMSG_DATA(&control.header), gifts, sizeof(gifts));
+    while (wire_receive(fake, connection, &message)) {
+        WireAnswer answer = { .verdict = WIRE_REFUSED };
+
+        buffer.iov_len = message.length;
+        if (message.header.operation != WIRE_HELLO) {
+            message.header.size = sizeof(answer);
+            memcpy(message.body, &answer, sizeof(answer));
+            buffer.iov_len = sizeof(WireHeader) + sizeof(answer);
+        }
+        sendmsg(connection, &sent, MSG_NOSIGNAL);
+    }
+}
+
+DELEGATE_TEST(descriptors_that_a_delegate_sends_are_not_taken)
+{
+    Fake *fake = fake_start("a", peer_with_gifts, BACKLOG);
+    int before = must(dup(0));
+
+    close(before);
+    connect_to(NULL, fake->address, LONG, 0);
+    for (int i = 0; i < 100; i++)
+        expect_error(scheduler->call(NULL, getpid(), 0),
+                     VIR_INTERNAL_ERR_REFUSED, EPERM, "refused");
+    disconnect_from(NULL);
+    expect_eq_int(must(dup(0)), before);
+    close(before);
+    /* Nobody else holds the connection. */
+    wait_for(fake->shared->ended, 1);
+    fake_stop(fake);
+}
+
+static int cancelled_after;
+
+static void *
+call_while_cancelled(void *unused)
+{
+    expect_eq_int(pthread_cancel(pthread_self()), 0);
+    /* The first connects. */
+    for (int i = 0; i < 3; i++) {
+        expect_error(scheduler->call(NULL, getpid(), 0),
+                     VIR_INTERNAL_ERR_REFUSED, EPERM, "refused");
+        cancelled_after++;
+    }
+    pthread_testcancel();
+    return unused;
+}
+
+DELEGATE_TEST(a_thread_is_not_cancelled_while_it_asks_a_delegate)
+{
+    Fake *fake = fake_start("a", peer_say, BACKLOG);
+    pthread_t thread;
+    void *result;
+
+    fake->shared->answer.verdict = WIRE_REFUSED;
+    connect_to(NULL, fake->address, LONG, 0);
+    expect_eq_int(pthread_create(&thread, NULL, call_while_cancelled, NULL),
+                  0);
+    expect_eq_int(pthread_join(thread, &result), 0);
+    expect_true(result == PTHREAD_CANCELED);
+    expect_eq_int(cancelled_after, 3);
+    wait_for(fake->shared->ended, 1);
+    disconnect_from(NULL);
+    fake_stop(fake);
+}
+
 DELEGATE_TEST(handlers_are_asked_before_delegates)
 {
     Fake *fake = fake_start("a", peer_say, BACKLOG);
@@ -1765,6 +1893,28 @@ static int stop;
 static const char *stress_addresses[2];
 
 static void *
+call_and_end(void *conn)
+{
+    expect_not_handled(scheduler->call(conn, getpid(),
+                                       VIR_INTERNAL_NO_DIRECT));
+    return NULL;
+}
+
+/* Threads end, and their connections with them. */
+static void *
+start_threads_all_the_time(void *unused)
+{
+    for (int i = 0; !__atomic_load_n(&stop, __ATOMIC_RELAXED); i++) {
+        pthread_t thread;
+
+        expect_eq_int(pthread_create(&thread, NULL, call_and_end,
+                                     CONN(i % 3)), 0);
+        expect_eq_int(pthread_join(thread, NULL), 0);
+    }
+    return unused;
+}
+
+static void *
 change_all_the_time(void *argument)
 {
     unsigned int seed = (long) argument;
@@ -1802,7 +1952,7 @@ call_all_the_time(void *argument)
 DELEGATE_TEST(delegates_come_and_go_while_threads_ask_them, .seconds = 300)
 {
     Fake *fakes[2];
-    pthread_t callers[6], changers[2];
+    pthread_t callers[6], changers[2], starters[2];
 
     for (int i = 0; i < 2; i++) {
         fakes[i] = fake_start(text("fake%d", i), peer_say, BACKLOG);
@@ -1816,11 +1966,15 @@ DELEGATE_TEST(delegates_come_and_go_while_threads_ask_them, .seconds = 300)
     for (long i = 0; i < 2; i++)
         expect_eq_int(pthread_create(changers + i, NULL, change_all_the_time,
                                      (void *) (i + 100)), 0);
+    for (int i = 0; i < 2; i++)
+        expect_eq_int(pthread_create(starters + i, NULL,
+                                     start_threads_all_the_time, NULL), 0);
     for (int i = 0; i < 6; i++)
         expect_eq_int(pthread_join(callers[i], NULL), 0);
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
     for (int i = 0; i < 2; i++)
-        expect_eq_int(pthread_join(changers[i], NULL), 0);
+        expect_eq_int(pthread_join(changers[i], NULL)
+                      + pthread_join(starters[i], NULL), 0);
     for (int i = 0; i < 3; i++)
         disconnect_from(CONN(i));
     for (int i = 0; i < 2; i++) {
@@ -1939,6 +2093,19 @@ DELEGATE_TEST(over_a_descriptor_nobody_waits_for_ever_for_a_turn)
     disconnect_from(NULL);
     close(fd);
     fake_stop(fake);
+}
+
+DELEGATE_TEST(a_descriptor_that_is_not_connected_is_UNREACHABLE)
+{
+    int fd = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+
+    connect_to(NULL, text("fd:%d", fd), LONG, 0);
+    for (int i = 0; i < 2; i++)
+        expect_error(scheduler->call(NULL, getpid(), 0),
+                     VIR_INTERNAL_ERR_UNREACHABLE, ECONNREFUSED,
+                     text("the delegate at fd:%d cannot be reached: ", fd));
+    disconnect_from(NULL);
+    close(fd);
 }
 
 DELEGATE_TEST(over_a_descriptor_that_does_not_block_time_limits_hold_too)
