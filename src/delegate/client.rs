@@ -659,10 +659,17 @@ fn dial(
             Ok(_) => {
                 // Waits are bounded by the socket itself: one call to receive
                 // is enough.
-                return block(&fd, target.timeout_ms)
+                let greeted = block(&fd, target.timeout_ms)
                     .map_err(Trouble::Away)
-                    .and_then(|()| greet(fd.get(), deadline, text))
-                    .map(|speaks| Connection { fd, speaks });
+                    .and_then(|()| greet(fd.get(), deadline, text));
+                match greeted {
+                    // It ended while this was waiting to be accepted.
+                    Err(Trouble::Away(_)) if attempts_left > 0 => {
+                        attempts_left -= 1;
+                        deadline.pause(50);
+                    }
+                    greeted => return greeted.map(|speaks| Connection { fd, speaks }),
+                }
             }
             Err(Errno::EINTR) => {}
             // Too many are waiting to be accepted.

@@ -1787,6 +1787,47 @@ DELEGATE_TEST(a_connection_that_the_delegate_closed_meanwhile_is_made_anew)
     fake_stop(fake);
 }
 
+/* Ends connections before they are greeted, as many as @shared->phase says:
+ * it is being restarted. */
+static void
+peer_that_comes_back(Fake *fake, int connection)
+{
+    WireMessage message;
+    WireAnswer answer = { .verdict = WIRE_NOT_HANDLED };
+
+    if (__atomic_fetch_sub(&fake->shared->phase, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    if (wire_greet(fake, connection)
+        && wire_receive(fake, connection, &message))
+        wire_answer(connection, &message.header, answer, NULL, NULL);
+}
+
+DELEGATE_TEST(a_delegate_that_ends_connections_as_it_restarts_is_asked_again)
+{
+    Fake *fake = fake_start("a", peer_that_comes_back, BACKLOG);
+    int accepted = 1;
+
+    connect_to(NULL, fake->address, LONG, 0);
+    expect_not_handled(scheduler->call(NULL, getpid(),
+                                       VIR_INTERNAL_NO_DIRECT));
+    for (int ended = 0; ended < 4; ended++) {
+        wait_for(fake->shared->ended, accepted);
+        fake->shared->phase = ended;
+        expect_not_handled(scheduler->call(NULL, getpid(),
+                                           VIR_INTERNAL_NO_DIRECT));
+        accepted += ended + 1;
+        expect_eq_int(fake->shared->accepted, accepted);
+    }
+    /* But not for ever. */
+    wait_for(fake->shared->ended, accepted);
+    fake->shared->phase = 1000000;
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_UNREACHABLE, ECONNREFUSED,
+                 "cannot be reached");
+    disconnect_from(NULL);
+    fake_stop(fake);
+}
+
 /* Holds its answers back. */
 static void
 peer_that_waits(Fake *fake, int connection)
