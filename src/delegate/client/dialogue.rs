@@ -42,6 +42,9 @@ pub(super) fn now(clock: libc::clockid_t) -> libc::timespec {
 pub(super) struct Deadline {
     pub(super) timeout_ms: u32,
     pub(super) end_ms: i64,
+    /// Whether it waited already: then there is less time left than a socket
+    /// waits of its own accord.
+    pub(super) waited: Cell<bool>,
 }
 
 impl Deadline {
@@ -49,6 +52,7 @@ impl Deadline {
         Deadline {
             timeout_ms,
             end_ms: Self::now_ms() + i64::from(timeout_ms),
+            waited: Cell::new(false),
         }
     }
 
@@ -63,6 +67,7 @@ impl Deadline {
 
     /// Waits for the socket.
     pub(super) fn wait(&self, socket: c_int, events: i16) -> core::result::Result<(), Trouble> {
+        self.waited.set(true);
         loop {
             match self.left_ms() {
                 0 => return Err(Trouble::TooLate),
@@ -77,6 +82,7 @@ impl Deadline {
 
     /// Sleeps a random time up to `most_ms`.
     pub(super) fn pause(&self, most_ms: u64) {
+        self.waited.set(true);
         let pause = (random() % most_ms).min(self.left_ms() as u64) as i64;
         let time = libc::timespec {
             tv_sec: 0,
@@ -226,10 +232,17 @@ pub(super) fn dial(
             Ok(_) => {
                 // Waits are bounded by the socket itself: one call to receive
                 // is enough.
-                return block(&fd, target.timeout_ms)
+                let greeted = block(&fd, target.timeout_ms)
                     .map_err(Trouble::Away)
-                    .and_then(|()| greet(fd.get(), deadline, text))
-                    .map(|speaks| Connection { fd, speaks });
+                    .and_then(|()| greet(fd.get(), deadline, text));
+                match greeted {
+                    // It ended while this was waiting to be accepted.
+                    Err(Trouble::Away(_)) if attempts_left > 0 => {
+                        attempts_left -= 1;
+                        deadline.pause(50);
+                    }
+                    greeted => return greeted.map(|speaks| Connection { fd, speaks }),
+                }
             }
             Err(Errno::EINTR) => {}
             // Too many are waiting to be accepted.
@@ -339,7 +352,10 @@ pub(super) fn receive(
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len() as _;
-    let mut flags = 0;
+    let mut flags = match deadline.waited.replace(true) {
+        false => 0,
+        true => libc::MSG_DONTWAIT as usize,
+    };
     let mut reset = false;
     loop {
         // SAFETY: the message names the caller's slices.
@@ -366,8 +382,8 @@ pub(super) fn receive(
             }
             Err(_) => return Err(Trouble::Broken),
         }
-        // A signal came: what is left of the time is not what the socket
-        // waits.
+        // A signal came, or it waited before: what is left of the time is not
+        // what the socket waits.
         flags = libc::MSG_DONTWAIT as usize;
         deadline
             .wait(socket, libc::POLLIN)
