@@ -179,6 +179,7 @@ wire_answer(int connection, const WireHeader *request, WireAnswer answer,
 
     answer.text = text ? strlen(text) : 0;
     message.answer = answer;
+    message.header.flags = 0;
     memset(message.rest, 0, size);
     if (results)
         memcpy(message.rest, results, size);

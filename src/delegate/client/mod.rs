@@ -428,9 +428,11 @@ impl Trouble {
             ..
         } = target;
         match self {
-            Trouble::Away(_) if *address == Address::Invalid => Error::unreachable(format_args!(
-                "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
-            )),
+            Trouble::Away(_) if matches!(address, Address::Invalid) => {
+                Error::unreachable(format_args!(
+                    "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
+                ))
+            }
             Trouble::Away(errnum) => Error::unreachable(format_args!(
                 "cannot {operation}: the delegate at {address} cannot be reached: {errnum}"
             )),
