@@ -327,7 +327,7 @@ class Channel:
     def say(self, what):
         self.end.send(json.dumps(what).encode())
 
-    def hear(self, deadline=2 * DEADLINE):
+    def hear(self, deadline=DEADLINE):
         self.end.settimeout(deadline)
         message = self.end.recv(1 << 20)
         if not message:
@@ -440,7 +440,7 @@ class Peer:
     def say(self, what):
         self.channel.say(what)
 
-    def hear(self, deadline=2 * DEADLINE):
+    def hear(self, deadline=DEADLINE):
         """What body() says next."""
         said = self.channel.hear(deadline)
         if isinstance(said, dict) and "failed" in said:
