@@ -91,7 +91,7 @@ def _send(outside, path, how, pid):
     }
     connection = Connection(path) if how in KINDS else None
     # It must not be done with it before it is the only one that has it.
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         if how in requests:
             connection.send(*requests[how])
@@ -111,6 +111,15 @@ def _send(outside, path, how, pid):
     connection.close()
     qemu.close()
     del held
+
+
+def stop(pid):
+    """Stops all threads of a process."""
+    os.kill(pid, signal.SIGSTOP)
+    support.eventually(
+        lambda: all(support.status(pid, "State", tid).startswith("T")
+                    for tid in os.listdir(f"/proc/{pid}/task")),
+        "the delegate is stopped")
 
 
 def send_what_can_be_sent(connection, fd):

@@ -94,8 +94,9 @@ class Connection:
     def receive(self):
         try:
             message = self.socket.recv(1 << 17)
-        except (ConnectionResetError, BrokenPipeError):
-            message = b""
+        except ConnectionResetError:
+            # It has not read all; its last words come behind that.
+            message = self.socket.recv(1 << 17)
         if not message:
             raise Ended("the delegate closed the connection")
         return message
