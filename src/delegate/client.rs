@@ -675,10 +675,19 @@ fn greet(socket: c_int, deadline: &Deadline, text: &Text) -> core::result::Resul
         socket::slice(header.as_bytes()),
         socket::slice(body.as_bytes()),
     ];
-    send(socket, &buffers, &[], deadline)?;
+    let sent = send(socket, &buffers, &[], deadline);
+    if let Err(Trouble::TooLate) = sent {
+        return Err(Trouble::TooLate);
+    }
     let mut answer = [0; size_of::<Header>() + HELLO_MAX];
     let buffers = [socket::slice_mut(&mut answer)];
-    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
+    // Who is refused may be told so before the hello was sent or read: then the
+    // kernel has an error first, and behind it the words.
+    let received = match receive(socket, &buffers, deadline) {
+        Err(Trouble::Broken) => receive(socket, &buffers, deadline),
+        received => received,
+    };
+    let length = received.map_err(|trouble| match trouble {
         // Nothing that acts was sent.
         Trouble::Unanswered => Trouble::TooLate,
         Trouble::Broken => Trouble::Away(Errno::ECONNRESET),
