@@ -50,6 +50,7 @@ impl Delegate {
             Some(path) => Audit::file(path)?,
             None => Audit::nowhere(),
         };
+        raise_files();
         let server = Server::new(Policy::read(&self.policy)?, audit)?;
         for listen in &self.listen {
             let (address, label) = match listen.split_once('=') {
@@ -60,5 +61,21 @@ impl Delegate {
         }
         server.run()?;
         Ok((String::new(), ExitCode::SUCCESS))
+    }
+}
+
+/// Has as many files as it may: each peer takes some. The soft limit is there
+/// for programs that use select().
+fn raise_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: one rlimit, written and then read; without it there are less.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
     }
 }
