@@ -477,23 +477,27 @@ impl<'a> Job<'a> {
             (Ok(mut operation), Ok(_)) => {
                 // A String takes everything.
                 let _ = operation.asked(&mut texts.asked);
-                cgroup = match cgroup_of(&subject, &policy.hierarchy, self.cgroup) {
-                    Ok(cgroup) => cgroup,
-                    Err(error) => return connection.reply(header, Said::error(error)),
-                };
-                match permit(&mut operation, policy, peer, target, cgroup) {
-                    Err(denied) => Said::refused(denied.to_string()).with_results(&operation),
-                    Ok(permitting) => {
-                        rule = Some(permitting.name.as_str());
-                        let _ = operation.state(&mut texts.before);
-                        let done = dispatch::serve(self.kind, &operation, subject.hold());
-                        let said = match done {
-                            Ok(Outcome::Done) => Said::handled(),
-                            Ok(Outcome::NotHandled) => Said::not_handled(),
-                            Err(error) => Said::error(error),
-                        };
-                        let _ = operation.state(&mut texts.after);
-                        said.with_results(&operation)
+                match cgroup_of(&subject, &policy.hierarchy, self.cgroup) {
+                    Err(error) => Said::error(error),
+                    Ok(found) => {
+                        cgroup = found;
+                        match permit(&mut operation, policy, peer, target, cgroup) {
+                            Err(denied) => {
+                                Said::refused(denied.to_string()).with_results(&operation)
+                            }
+                            Ok(permitting) => {
+                                rule = Some(permitting.name.as_str());
+                                let _ = operation.state(&mut texts.before);
+                                let done = dispatch::serve(self.kind, &operation, subject.hold());
+                                let said = match done {
+                                    Ok(Outcome::Done) => Said::handled(),
+                                    Ok(Outcome::NotHandled) => Said::not_handled(),
+                                    Err(error) => Said::error(error),
+                                };
+                                let _ = operation.state(&mut texts.after);
+                                said.with_results(&operation)
+                            }
+                        }
                     }
                 }
             }
