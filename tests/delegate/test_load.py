@@ -51,7 +51,7 @@ def ten_thousand_silent_connections_of_one_peer_leave_room_for_others():
         made = 0
         peers = []
         try:
-            while made < 5000:
+            while made < 10000:
                 peer = Peer(_silent, delegate.socket, 2500, 0, hello,
                             cgroup=stage.cgroup("flood"))
                 peers.append(peer)
@@ -92,7 +92,7 @@ process-set-max-core-size = { max = 0 }
             for _ in range(3):
                 support.served(delegate.socket, stage.cgroup("other"))
         delegate.require_flat(before)
-        expect(made > 500, True, f"there were many ({made})")
+        expect(made > 200, True, f"there were many ({made})")
 
 
 def _flood(outside, path):
@@ -132,23 +132,16 @@ def a_flood_of_64_threads_of_one_peer_leaves_room_for_others():
 
 
 def _never_reads(outside, path):
-    """Asks until the delegate takes no more, on several connections."""
+    """Asks until the delegate ends it, on several connections."""
     qemu = Qemu()
     connections = [Connection(path) for _ in range(4)]
     for connection in connections:
-        connection.socket.settimeout(0)
         try:
-            for _ in range(100000):
+            while True:
                 connection.send(wire.MAX_CORE_SIZE, CORE, [qemu.pidfd])
-            raise AssertionError("there is room for everything")
-        except BlockingIOError:
+        except (BrokenPipeError, ConnectionResetError):
+            # The delegate had enough.
             pass
-        except OSError as error:
-            # Too many descriptors under way, or the delegate had enough.
-            if error.errno not in (support.errno.ETOOMANYREFS,
-                                   support.errno.EPIPE,
-                                   support.errno.ECONNRESET):
-                raise
     outside.say("never reads")
     outside.hear()
 

@@ -258,7 +258,8 @@ def what_is_not_a_pidfd_is_not_taken_for_a_process():
         wrong, keep = wrong_descriptors()
         found = {"a thread": lambda connection, fd=qemu.thread_pidfd():
                  connection.send(wire.MAX_CORE_SIZE, CORE, [fd]),
-                 "none": lambda connection: connection.send(
+                 # Its descriptors are closed with the last of these.
+                 "none": lambda connection, keep=keep: connection.send(
                      wire.MAX_CORE_SIZE, CORE)}
         for what, fd in wrong.items():
             found[what] = lambda connection, fd=fd: connection.send(

@@ -4,8 +4,7 @@
 import subprocess
 
 import support
-import wire
-from support import Skipped, as_peer, expect, test
+from support import Skipped, expect, test
 
 # In a PID namespace of its own, whose first process this shell is.
 SCRIPT = """

@@ -63,7 +63,11 @@ class Connection:
         self.socket.connect(path)
         self.request = 0
         if hello:
-            self.send(HELLO, hello_body(), version=0)
+            try:
+                self.send(HELLO, hello_body(), version=0)
+            except (BrokenPipeError, ConnectionResetError):
+                # It was ended before; why is still to be read.
+                pass
             message = self.receive()
             operation = HEADER.unpack_from(message)[2]
             if operation != HELLO:
