@@ -110,7 +110,7 @@ pub(super) fn allow_descriptors(socket: &Fd, allow: bool) -> Result<(), Errno> {
 }
 
 /// The last words on a connection: an answer to what is no request.
-fn goodbye(socket: &Fd, request: u64, text: &str) {
+pub(super) fn goodbye(socket: &Fd, request: u64, text: &str) {
     let answer = Answer {
         verdict: Verdict::Refused,
         code: Code::VIR_INTERNAL_ERR_REFUSED as u32,

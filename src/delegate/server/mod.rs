@@ -265,6 +265,8 @@ impl Server {
             let credentials = peer::credentials(socket.get()).ok();
             let known = Known::Credentials(credentials, label.as_deref());
             self.0.turn_away(How::Refused, known, &text);
+            // Closed without a word it would look like a delegate that is away.
+            connection::goodbye(&socket, 0, &text);
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         connections.last += 1;
