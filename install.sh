@@ -160,7 +160,7 @@ if [ $build = yes ]; then
     # apart; and only without an rlib does rustc optimize across crates. It is
     # never unloaded: threads that end later run code of it.
     symbol_map
-    features= panic=abort
+    features='' panic=abort
     if [ $delegate = yes ]; then
         # std is there, and with it an unwinder: it must find what is to be done
         # when a handler is left by an exception.
