@@ -244,9 +244,15 @@ class Delegate:
         return self.errors.read()
 
     def count(self):
-        """How many descriptors and threads it has."""
-        return (len(os.listdir(f"/proc/{self.pid}/fd")),
-                len(os.listdir(f"/proc/{self.pid}/task")))
+        """How many descriptors it has, and threads: one, and those of
+        connections."""
+        threads = 1
+        for task in pathlib.Path(f"/proc/{self.pid}/task").iterdir():
+            try:
+                threads += (task / "comm").read_text() == "connection\n"
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        return len(os.listdir(f"/proc/{self.pid}/fd")), threads
 
     def resident(self):
         """Bytes."""

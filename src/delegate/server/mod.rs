@@ -277,24 +277,27 @@ impl Server {
             thread: None,
         };
         let shared = Arc::clone(&self.0);
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn({
-            move || {
-                connection::serve(&shared, &socket, peer, label);
-                // Closed on this thread: that may block.
-                let shut = lock(&shared.connections)
-                    .open
-                    .get_mut(&number)
-                    .and_then(|open| open.socket.take());
-                drop((socket, shut));
-                let mut connections = lock(&shared.connections);
-                let own = connections.open.remove(&number);
-                let own = own.and_then(|open| open.thread);
-                let earlier = std::mem::replace(&mut connections.ended, own);
-                drop(connections);
-                shared.ended.notify_all();
-                earlier.map(JoinHandle::join);
-            }
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("connection".to_owned())
+            .stack_size(STACK)
+            .spawn({
+                move || {
+                    connection::serve(&shared, &socket, peer, label);
+                    // Closed on this thread: that may block.
+                    let shut = lock(&shared.connections)
+                        .open
+                        .get_mut(&number)
+                        .and_then(|open| open.socket.take());
+                    drop((socket, shut));
+                    let mut connections = lock(&shared.connections);
+                    let own = connections.open.remove(&number);
+                    let own = own.and_then(|open| open.thread);
+                    let earlier = std::mem::replace(&mut connections.ended, own);
+                    drop(connections);
+                    shared.ended.notify_all();
+                    earlier.map(JoinHandle::join);
+                }
+            })?;
         let thread = Some(thread);
         connections.open.insert(number, Open { thread, ..open });
         Ok(())
