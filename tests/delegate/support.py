@@ -10,6 +10,7 @@ import json
 import linecache  # noqa: F401
 import os
 import pathlib
+import re
 import resource
 import select
 import shutil
@@ -179,6 +180,15 @@ def children_of(pid):
         return []
 
 
+def complaints(errors):
+    """What a delegate wrote on standard error besides how it starts: where it
+    listens, and what it will not be able to do."""
+    greeting = re.compile(r"virt-internal: (listening on |without CAP_|"
+                          r"to have CAP_)")
+    return "".join(line for line in errors.splitlines(keepends=True)
+                   if not greeting.match(line))
+
+
 class Delegate:
     """`virt-internal delegate`, running."""
 
@@ -241,7 +251,7 @@ class Delegate:
 
     def said(self):
         self.errors.seek(0)
-        return self.errors.read()
+        return complaints(self.errors.read())
 
     def count(self):
         """How many descriptors it has, and threads: one, and those of
@@ -292,7 +302,7 @@ class Delegate:
         """The first line after @mark with these fields."""
         def find():
             for line in self.lines()[mark:]:
-                if operation in (None, line["operation"]) and all(
+                if operation in (None, line.get("operation")) and all(
                         line.get(name) == value
                         for name, value in fields.items()):
                     return line

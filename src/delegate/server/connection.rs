@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use libc::c_int;
 
-use super::Shared;
 use super::audit::{How, Known, Record};
 use super::peer::{self, Peer};
 use super::pidfd::{self, Info};
 use super::scope::Connected;
 use super::serve::{Asked, Lists, Serve, Subject, Unfit};
+use super::{Arriving, Shared};
 use crate::delegate::policy::{Denied, Hierarchy, Policy, Rule};
 use crate::delegate::socket;
 use crate::delegate::wire::{
@@ -53,7 +53,16 @@ impl From<Malformed> for End {
 }
 
 /// Serves a connection until it ends.
-pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Option<String>) {
+///
+/// Once the peer is known to be within its quotas, it is not `arriving` any
+/// more.
+pub(super) fn serve(
+    shared: &Shared,
+    socket: &Fd,
+    peer: Option<Peer>,
+    label: Option<String>,
+    arriving: &mut Option<Arriving>,
+) {
     let policy = shared.policy();
     let known = match peer {
         Some(peer) => Ok(peer),
@@ -74,6 +83,7 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
             return shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
         }
     };
+    *arriving = None;
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
     let Ok(buffer) = Buffer::new() else {
         let text = "the delegate has no memory left";

@@ -26,7 +26,7 @@ pub(crate) mod serve;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -62,6 +62,29 @@ pub(crate) struct Shared {
     /// Written to when the listeners change, or the delegate is to stop.
     wake: Fd,
     stopped: AtomicBool,
+    /// How many connections are accepted whose peers are not yet known to be
+    /// within their quotas.
+    arriving: AtomicUsize,
+}
+
+/// How many connections arrive at a time: more wait to be accepted, so that who
+/// makes them faster than they are turned away takes no more than that.
+const ARRIVING_MAX: usize = 128;
+
+/// A connection that is arriving.
+struct Arriving(Arc<Shared>);
+
+impl Arriving {
+    fn new(shared: &Arc<Shared>) -> Arriving {
+        shared.arriving.fetch_add(1, Ordering::AcqRel);
+        Arriving(Arc::clone(shared))
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.arriving.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// The open connections, by a number of our own.
@@ -110,6 +133,7 @@ impl Server {
             ended: Condvar::new(),
             wake: Fd::event().map_err(|errnum| io::Error::from_raw_os_error(errnum.0))?,
             stopped: AtomicBool::new(false),
+            arriving: AtomicUsize::new(0),
         })))
     }
 
@@ -203,6 +227,7 @@ impl Server {
             let listeners = lock(&self.0.listeners).clone();
             for listener in listener::wait(&listeners, &self.0.wake)? {
                 while let Some(socket) = listener.accept() {
+                    self.0.let_others_arrive();
                     // Without a thread for it, it is closed.
                     let _ = self.serve(socket, Some(listener), None, listener.label.clone());
                 }
@@ -241,7 +266,7 @@ impl Server {
     pub fn serve_connected(&self, socket: OwnedFd) {
         // SAFETY: given away by its owner.
         let socket = unsafe { Fd::new(socket.into_raw_fd().into()) };
-        connection::serve(&self.0, &socket, None, None);
+        connection::serve(&self.0, &socket, None, None, &mut None);
     }
 
     /// Serves a connection on a thread of its own.
@@ -277,18 +302,20 @@ impl Server {
             thread: None,
         };
         let shared = Arc::clone(&self.0);
+        let mut arriving = Some(Arriving::new(&self.0));
         let thread = std::thread::Builder::new()
             .name("connection".to_owned())
             .stack_size(STACK)
             .spawn({
                 move || {
-                    connection::serve(&shared, &socket, peer, label);
+                    connection::serve(&shared, &socket, peer, label, &mut arriving);
                     // Closed on this thread: that may block.
                     let shut = lock(&shared.connections)
                         .open
                         .get_mut(&number)
                         .and_then(|open| open.socket.take());
                     drop((socket, shut));
+                    drop(arriving);
                     let mut connections = lock(&shared.connections);
                     let own = connections.open.remove(&number);
                     let own = own.and_then(|open| open.thread);
@@ -344,6 +371,17 @@ impl Shared {
             unwritten,
         };
         self.audit(&turned, &mut String::new());
+    }
+
+    /// Waits until fewer connections are arriving, but not for ever: before
+    /// Linux 6.16 a peer can have whoever closes its connection wait.
+    fn let_others_arrive(&self) {
+        for _ in 0..100 {
+            if self.arriving.load(Ordering::Acquire) < ARRIVING_MAX {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn wake_up(&self) {
