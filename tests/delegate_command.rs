@@ -812,6 +812,21 @@ fn counters_can_be_had_in_a_file() {
 // --- reload
 
 #[test]
+fn hup_takes_no_policy_that_means_another_hierarchy_of_cgroups() {
+    let directory = Directory::new();
+    let path = directory.policy(65536);
+    let address = format!("unix:{}", directory.path("s"));
+    let mut delegate = Delegate::start(&directory, &["--policy", &path, "--listen", &address]);
+    let other = policy(4096, "").replace("cgroup-hierarchy = \"", "cgroup-hierarchy = \"name=");
+    directory.write("policy.toml", &other.replace("name=name=", ""));
+    let said = delegate.reload();
+    assert!(said.contains("takes a restart"), "{said:?}");
+    let target = Target::start();
+    target.expect_done(&address, "65536");
+    delegate.stop();
+}
+
+#[test]
 fn hup_reads_the_policy_again_and_a_broken_one_changes_nothing() {
     let directory = Directory::new();
     let (path, metrics) = (directory.policy(65536), directory.path("m"));

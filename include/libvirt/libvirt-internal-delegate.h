@@ -225,9 +225,9 @@ int virInternalDelegateStop(virInternalDelegatePtr delegate);
  *
  * Returns 0 on success, -1 on error, and the policy and the audit file stay
  * what they were: VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for a policy that has
- * an error, which the message shows with file, line and column;
- * VIR_INTERNAL_ERR_FAILED when a file cannot be opened; VIR_INTERNAL_ERR_FORKED
- * (ECHILD) in a forked child.
+ * an error, which the message shows with file, line and column, or that means
+ * another hierarchy of cgroups; VIR_INTERNAL_ERR_FAILED when a file cannot be
+ * opened; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
  *
  * Since: 0.1.0
  */

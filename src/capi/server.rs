@@ -586,9 +586,9 @@ fn is_child() -> bool {
  *
  * Returns 0 on success, -1 on error, and the policy and the audit file stay
  * what they were: VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for a policy that has
- * an error, which the message shows with file, line and column;
- * VIR_INTERNAL_ERR_FAILED when a file cannot be opened; VIR_INTERNAL_ERR_FORKED
- * (ECHILD) in a forked child.
+ * an error, which the message shows with file, line and column, or that means
+ * another hierarchy of cgroups; VIR_INTERNAL_ERR_FAILED when a file cannot be
+ * opened; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked child.
  *
  * Since: 0.1.0
  */
@@ -598,7 +598,10 @@ pub unsafe extern "C" fn virInternalDelegateReload(delegate: virInternalDelegate
         let delegate = self::delegate(delegate)?;
         let policy = Policy::read(&delegate.policy).map_err(of_policy)?;
         let audit = open_audit(delegate.audit.as_deref())?;
-        delegate.server.set_policy(policy);
+        let set = delegate.server.set_policy(policy);
+        set.map_err(|error| {
+            Error::invalid(format_args!("{}: {error}", delegate.policy.display()))
+        })?;
         delegate.server.set_audit(audit);
         Ok(())
     })

@@ -198,11 +198,21 @@ impl Server {
         self.0.policy().hierarchy.clone()
     }
 
-    /// Puts another policy in force: for every request from now on.
-    pub fn set_policy(&self, policy: Policy) {
-        let policy_lock = self.0.policy.write();
-        *policy_lock.unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    /// Puts another policy in force: for every request from now on. Not one
+    /// that means another hierarchy of cgroups, for peers that are connected
+    /// were found in the old one.
+    pub fn set_policy(&self, policy: Policy) -> io::Result<()> {
+        let old = self.0.policy.write();
+        let mut old = old.unwrap_or_else(PoisonError::into_inner);
+        if old.hierarchy != policy.hierarchy {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "host.cgroup-hierarchy is another one now, which takes a restart",
+            ));
+        }
+        *old = Arc::new(policy);
         self.0.policy_number.fetch_add(1, Ordering::Release);
+        Ok(())
     }
 
     /// Has audit lines go elsewhere.

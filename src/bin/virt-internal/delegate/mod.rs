@@ -129,7 +129,6 @@ impl Delegate {
         start::raise_descriptor_limit();
         let policy = Policy::read(&self.policy)?;
         let problems = start::problems(&policy);
-        let hierarchy = policy.hierarchy.clone();
         let server = Server::new(policy, self.open_audit()?)?;
         let mut listeners = Listeners::new(&server);
         for socket in passed {
@@ -154,7 +153,6 @@ impl Delegate {
         let running = Running {
             options: self,
             server: server.clone(),
-            hierarchy,
             listeners,
             metrics: metrics.as_ref(),
             notify: &notify,

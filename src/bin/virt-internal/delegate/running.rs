@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use virt_internal::delegate::policy::{Hierarchy, Policy};
+use virt_internal::delegate::policy::Policy;
 use virt_internal::delegate::server::Server;
 
 use super::listeners::{self, Listeners};
@@ -18,7 +18,6 @@ use super::{Delegate, say};
 pub struct Running<'a> {
     pub options: &'a Delegate,
     pub server: Server,
-    pub hierarchy: Hierarchy,
     pub listeners: Listeners,
     pub metrics: Option<&'a Metrics>,
     pub notify: &'a Notify,
@@ -97,8 +96,8 @@ impl Running<'_> {
     fn reload(&mut self) {
         self.notify.reloading();
         let mut problems = Vec::new();
-        match self.read_policy() {
-            Ok(policy) => self.server.set_policy(policy),
+        match self.reload_policy() {
+            Ok(()) => {}
             Err(error) => problems.push(format!("{error}: the old policy stays")),
         }
         match self.options.open_audit() {
@@ -128,15 +127,10 @@ impl Running<'_> {
         self.notify.ready(&status);
     }
 
-    fn read_policy(&self) -> Result<Policy, String> {
-        let policy = Policy::read(&self.options.policy).map_err(|error| error.to_string())?;
-        match policy.hierarchy == self.hierarchy {
-            true => Ok(policy),
-            // Peers that are connected were found in the old one.
-            false => Err(format!(
-                "{}: host.cgroup-hierarchy is another one now, which takes a restart",
-                self.options.policy.display()
-            )),
-        }
+    fn reload_policy(&self) -> Result<(), String> {
+        let file = &self.options.policy;
+        let policy = Policy::read(file).map_err(|error| error.to_string())?;
+        let set = self.server.set_policy(policy);
+        set.map_err(|error| format!("{}: {error}", file.display()))
     }
 }
