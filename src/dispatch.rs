@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::foreign;
 use crate::fork::Page;
 use crate::inside::{DEPTH_MAX, Inside, Mark};
-use crate::kernel::process::Held;
+use crate::kernel::process::{Held, Known};
 use crate::registry::{Call, Code, Key, Registry};
 use crate::thread::{self, Thread};
 
@@ -51,7 +51,10 @@ impl Kind {
 pub(crate) trait Operation: fmt::Display {
     /// Checks what only the kernel knows, before anybody acts, and holds the
     /// process whose number a handler is about to be given.
-    fn hold(&self) -> Result<Held>;
+    ///
+    /// A descriptor of a process is taken in the place of a new one, if it is
+    /// that process's.
+    fn hold(&self, known: Option<Known>) -> Result<Held>;
 
     /// Calls a handler.
     ///
@@ -88,6 +91,9 @@ pub(crate) trait Operation: fmt::Display {
     /// by what they return.
     #[inline(always)]
     fn failed(&self, _: Errno) {}
+
+    /// A delegate failed, and its results say which threads it did it to.
+    fn failed_in_part(&self) {}
 }
 
 /// The error of a system call that did not do `operation`.
@@ -270,7 +276,7 @@ impl<'a, O: Operation> Chain<'a, O> {
         if client::is_any() {
             for &key in keys {
                 if self.ask_delegate(key, &mut held)? == Outcome::Done {
-                    return self.read_back(&held);
+                    return Ok(Outcome::Done);
                 }
             }
         }
@@ -346,15 +352,26 @@ impl<'a, O: Operation> Chain<'a, O> {
         let Some(asked) = client::enter(key, self.inside, self.child) else {
             return Ok(Outcome::NotHandled);
         };
-        let held = hold(held, self.operation)?;
-        client::perform(
-            &asked,
-            self.thread,
-            self.child,
-            self.kind,
-            self.operation,
-            held,
-        )
+        let is_new = held.is_none();
+        let process = match held {
+            Some(held) => held,
+            None => {
+                let known = asked.take_known(self.thread);
+                held.insert(self.operation.hold(known)?)
+            }
+        };
+        let question = client::Request {
+            kind: self.kind,
+            operation: self.operation,
+            held: process,
+            same_process: is_new && process.was_known(),
+        };
+        let outcome = asked.perform(self.thread, &question)?;
+        if outcome == Outcome::Done {
+            self.read_back(held)?;
+            asked.keep_known(self.thread, held.take());
+        }
+        Ok(outcome)
     }
 
     /// Goes into the handler that is set for `key`, unless this thread is
@@ -392,7 +409,7 @@ impl<'a, O: Operation> Chain<'a, O> {
 fn hold<'a>(held: &'a mut Option<Held>, operation: &impl Operation) -> Result<&'a Held> {
     match held {
         Some(held) => Ok(held),
-        None => Ok(held.insert(operation.hold()?)),
+        None => Ok(held.insert(operation.hold(None)?)),
     }
 }
 

@@ -223,9 +223,11 @@ impl ChildThreads {
     }
 
     fn find(&self, tid: libc::pid_t) -> Option<&ChildThread> {
-        self.states
-            .iter()
-            .find(|child| child.tid.load(Ordering::Acquire) == tid)
+        let pthread = pthread_self();
+        self.states.iter().find(|child| {
+            child.tid.load(Ordering::Acquire) == tid
+                && child.pthread.load(Ordering::Relaxed) == pthread
+        })
     }
 
     fn claim(&self, tid: libc::pid_t) -> Option<&ChildThread> {
@@ -234,13 +236,18 @@ impl ChildThreads {
             self.claimed.fetch_add(1, Ordering::Relaxed);
             Some(child)
         };
+        // Of one that had this thread's id before.
+        let of_the_same_id = || self.states.iter().find(|child| child.take(tid, tid));
         let of_the_dead = || {
             self.states.iter().find(|child| {
                 let owner = child.tid.load(Ordering::Acquire);
                 owner > 0 && !process::exists(owner) && child.take(owner, tid)
             })
         };
-        self.find(tid).or_else(free).or_else(of_the_dead)
+        self.find(tid)
+            .or_else(of_the_same_id)
+            .or_else(free)
+            .or_else(of_the_dead)
     }
 
     /// The states of threads that are this one or that it was forked from.
@@ -276,6 +283,7 @@ impl ChildThread {
         if taken {
             self.pthread.store(pthread_self(), Ordering::Relaxed);
             self.thread.failed.set(false);
+            self.thread.request.set(0);
             self.thread.inside.clear();
             // Release: whoever sees whose it is sees all of this.
             self.tid.store(to, Ordering::Release);
@@ -428,8 +436,9 @@ pub(crate) fn reset_error(page: &Page) {
             .for_each(|child| page.threads.release(child));
     } else if let Some(child) = children(page).find(gettid()) {
         child.thread.failed.set(false);
-        // Room for another one, unless this is a call from a handler.
-        if child.thread.inside.is_empty() {
+        // Room for another one, unless this is a call from a handler, or there
+        // is a request to be asked about.
+        if child.thread.inside.is_empty() && child.thread.request.get() == 0 {
             children(page).release(child);
         }
     }

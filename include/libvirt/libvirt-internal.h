@@ -583,8 +583,9 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
  * is asked. A caller that cannot has @group NULL.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -593,13 +594,19 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */
@@ -825,8 +832,9 @@ void virInternalResetLastError(void);
  * is an error (EINVAL). @tid must be a thread of @pid, before and after.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -835,13 +843,19 @@ void virInternalResetLastError(void);
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */
@@ -899,8 +913,9 @@ int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
  * A handler must set exactly this.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -909,13 +924,19 @@ int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */
@@ -973,8 +994,9 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
  * A handler may grant more than was asked for, never less.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -983,13 +1005,19 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */
@@ -1045,8 +1073,9 @@ int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
  * A handler may grant more than was asked for, never less.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -1055,13 +1084,19 @@ int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */
@@ -1117,8 +1152,9 @@ int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
  * A handler may grant more than was asked for, never less.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -1127,13 +1163,19 @@ int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */
@@ -1190,8 +1232,9 @@ int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
  * after.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -1200,13 +1243,19 @@ int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */

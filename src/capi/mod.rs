@@ -17,6 +17,9 @@ pub mod process_set_max_mem_lock;
 pub mod process_set_max_processes;
 pub mod process_set_scheduler;
 pub mod secure_erase;
+/// cbindgen:ignore
+#[cfg(feature = "delegate")]
+pub mod server;
 pub mod types;
 
 use core::ffi::c_void;

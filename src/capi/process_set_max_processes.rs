@@ -58,8 +58,9 @@ pub type virInternalSetMaxProcessesHandler = Option<
  * A handler may grant more than was asked for, never less.
  *
  * Asks the handler set for @conn, then the one set for every connection, then
- * the kernel directly. When a handler says that it is done, the kernel's
- * state is read back.
+ * the delegate connected for @conn, then the one for every connection, then
+ * the kernel directly. When a handler or a delegate says that it is done, the
+ * kernel's state is read back.
  *
  * Thread-safe, fork-safe. Do not call it from a signal handler.
  *
@@ -68,13 +69,19 @@ pub type virInternalSetMaxProcessesHandler = Option<
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
  * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
  * (ESRCH) when the process or thread is not there, or went away meanwhile;
- * VIR_INTERNAL_ERR_FAILED with the errno of the handler or the kernel, EPROTO
- * for an answer that is none, ELOOP when 16 handlers are inside one another;
- * VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler said that it was done
- * and the kernel says otherwise; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE;
- * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler is set and there is no
- * pidfd_open() to hold the process by.
+ * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
+ * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
+ * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
+ * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
+ * a delegate said that it was done and the kernel says otherwise;
+ * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
+ * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
+ * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
+ * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
+ * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
+ * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
+ * or a delegate is to be asked and there is no pidfd_open() to hold the process
+ * by.
  *
  * Since: 0.1.0
  */

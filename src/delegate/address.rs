@@ -109,7 +109,10 @@ impl fmt::Display for Address {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", Shown(path.as_bytes())),
             Address::Descriptor(fd) => write!(f, "fd:{fd}"),
-            Address::Invalid => f.write_str("neither unix:/path nor fd:NUMBER"),
+            Address::Invalid => write!(
+                f,
+                "neither unix:/path, of at most {PATH_MAX} bytes, nor fd:NUMBER"
+            ),
         }
     }
 }

@@ -17,4 +17,13 @@ pub mod policy;
 #[cfg(feature = "delegate")]
 pub mod server;
 pub(crate) mod socket;
+#[cfg(all(test, feature = "delegate"))]
+mod vectors;
 pub(crate) mod wire;
+
+/// Reads bytes as each part of a message, for fuzzing.
+#[cfg(feature = "delegate")]
+#[doc(hidden)]
+pub fn read_anything(bytes: &[u8]) {
+    wire::read_anything(bytes);
+}

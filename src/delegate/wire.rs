@@ -43,6 +43,10 @@ pub(crate) const HELLO: u32 = 0;
 /// In the place of an operation: what became of an earlier request.
 pub(crate) const OUTCOME: u32 = u32::MAX;
 
+/// A flag of a request: its process is that of the last request over this
+/// connection, and is not sent again.
+pub(crate) const SAME_PROCESS: u32 = 1;
+
 /// What every message begins with.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +58,7 @@ pub(crate) struct Header {
     pub(crate) version: u32,
     /// The body's, in bytes.
     pub(crate) size: u32,
-    /// None yet: 0.
+    /// Of a request: [`SAME_PROCESS`], or 0.
     pub(crate) flags: u32,
     /// Chosen by the client, repeated in the answer.
     pub(crate) request: u64,
@@ -76,6 +80,13 @@ impl Header {
             size: size as u32,
             flags: 0,
             request,
+        }
+    }
+
+    pub(crate) fn of_same_process(self) -> Header {
+        Header {
+            flags: SAME_PROCESS,
+            ..self
         }
     }
 
@@ -108,7 +119,7 @@ impl Header {
         if header.protocol != PROTOCOL {
             return Err(Malformed("the protocol's version is not 1"));
         }
-        if header.flags != 0 {
+        if header.flags & !SAME_PROCESS != 0 {
             return Err(Malformed("the header has unknown flags"));
         }
         if header.size as usize > BODY_MAX {
@@ -447,6 +458,26 @@ impl<'a> Request<'a> {
     /// The body's length in bytes.
     pub(crate) fn size(&self) -> usize {
         self.fixed.as_bytes().len() + self.parts.iter().map(|part| part.len()).sum::<usize>()
+    }
+}
+
+/// Reads bytes as a header, a hello and an answer: what was understood must be
+/// written as it was read.
+#[cfg(feature = "delegate")]
+pub(crate) fn read_anything(bytes: &[u8]) {
+    if let Ok((header, body)) = Header::split(bytes) {
+        let again = Header::new(header.operation, header.version, body.len(), header.request);
+        assert_eq!(header, again);
+        assert_eq!(header.as_bytes(), &bytes[..size_of::<Header>()]);
+    }
+    let mut spoken = std::vec::Vec::new();
+    if read_hello(bytes, |entry| spoken.push(entry)).is_ok() {
+        assert_eq!(hello(spoken.into_iter()).as_bytes(), bytes);
+    }
+    let mut reader = Reader(bytes);
+    if let Ok(answer) = Answer::read(&mut reader) {
+        assert_eq!(answer.write().as_bytes(), &bytes[..ANSWER_SIZE]);
+        assert_eq!(reader.0, &bytes[ANSWER_SIZE..]);
     }
 }
 

@@ -174,18 +174,48 @@ pub(crate) fn exists(id: libc::pid_t) -> bool {
 pub(crate) struct Held {
     pid: Pid,
     process: Fd,
+    was_known: bool,
     thread: Option<(Task, Option<Fd>)>,
 }
 
+/// A process's descriptor that is kept from one operation to the next.
+pub(crate) struct Known {
+    pub(crate) pid: libc::pid_t,
+    pub(crate) fd: Fd,
+}
+
 impl Held {
-    /// Holds a process.
+    /// Holds a process: by the descriptor that is known, if it is that
+    /// process's, for then the number is still its own.
     #[inline(always)]
-    pub(crate) fn process(pid: Pid) -> Result<Held> {
+    pub(crate) fn process(pid: Pid, known: Option<Known>) -> Result<Held> {
+        let known = match known {
+            Some(known) if known.pid == pid.0 && !has_exited(&known.fd)? => Some(known.fd),
+            _ => None,
+        };
+        let was_known = known.is_some();
         Ok(Held {
             pid,
-            process: open_pidfd(pid)?,
+            process: match known {
+                Some(fd) => fd,
+                None => open_pidfd(pid)?,
+            },
+            was_known,
             thread: None,
         })
+    }
+
+    /// Whether the descriptor was known before.
+    pub(crate) fn was_known(&self) -> bool {
+        self.was_known
+    }
+
+    /// What is known from now on.
+    pub(crate) fn into_known(self) -> Known {
+        Known {
+            pid: self.pid.0,
+            fd: self.process,
+        }
     }
 
     /// Holds a process, and maybe a thread, by descriptors that a client sent.
@@ -194,13 +224,14 @@ impl Held {
         Held {
             pid,
             process,
+            was_known: false,
             thread,
         }
     }
 
     /// Holds a process and a thread that must be one of its own.
-    pub(crate) fn task(task: Task) -> Result<Held> {
-        let mut held = Held::process(task.pid)?;
+    pub(crate) fn task(task: Task, known: Option<Known>) -> Result<Held> {
+        let mut held = Held::process(task.pid, known)?;
         if task.tid != task.pid.0 {
             // Linux 6.9; before that the id alone has to do.
             let thread = pidfd_open(task.tid, libc::PIDFD_THREAD).ok();

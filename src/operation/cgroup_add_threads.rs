@@ -23,7 +23,7 @@ use crate::dispatch::{Kind, NEGATED_ERRNOS, Operation, cannot, not_done, not_rea
 use crate::error::{Error, Result};
 use crate::kernel::affinity::CpuMap;
 use crate::kernel::cgroup::{Group, GroupPath};
-use crate::kernel::process::{self, Held, Owner, Pid, Task};
+use crate::kernel::process::{self, Held, Known, Owner, Pid, Task};
 use crate::registry::Code;
 
 pub(crate) static KIND: Kind = Kind::new(
@@ -54,6 +54,13 @@ pub(crate) struct CgroupAddThreads<'a> {
     /// In a delegate: the cgroup that a peer sent.
     #[cfg(feature = "delegate")]
     reached: Option<Reached>,
+    /// In a delegate: the pidfd that a peer sent, which is open at least until
+    /// the request is permitted.
+    #[cfg(feature = "delegate")]
+    received: Option<c_int>,
+    /// In a delegate: what is done where the peer sent no cgroup.
+    #[cfg(feature = "delegate")]
+    housekeeping: Option<served::Kept>,
 }
 
 impl<'a> CgroupAddThreads<'a> {
@@ -86,6 +93,10 @@ impl<'a> CgroupAddThreads<'a> {
             group: OnceCell::new(),
             #[cfg(feature = "delegate")]
             reached: None,
+            #[cfg(feature = "delegate")]
+            received: None,
+            #[cfg(feature = "delegate")]
+            housekeeping: None,
         })
     }
 
@@ -239,9 +250,9 @@ impl<'a> CgroupAddThreads<'a> {
 }
 
 impl Operation for CgroupAddThreads<'_> {
-    fn hold(&self) -> Result<Held> {
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
         self.group()?;
-        let held = Held::process(self.pid)?;
+        let held = Held::process(self.pid, known)?;
         self.check_threads()?;
         Ok(held)
     }
@@ -322,10 +333,15 @@ impl Operation for CgroupAddThreads<'_> {
 
     #[cfg(feature = "delegate")]
     fn act(&self) -> Result<Outcome> {
-        match self.group()? {
-            Some(_) => self.direct().map(|()| Outcome::Done),
-            None => Ok(Outcome::NotHandled),
+        match (self.group()?, &self.housekeeping) {
+            (Some(_), _) => self.direct().map(|()| Outcome::Done),
+            (None, Some(kept)) => self.keep_house(kept).map(|()| Outcome::Done),
+            (None, None) => Ok(Outcome::NotHandled),
         }
+    }
+
+    fn failed_in_part(&self) {
+        self.partly.set(true);
     }
 
     fn failed(&self, errnum: Errno) {
@@ -364,6 +380,7 @@ mod served {
     };
     use crate::delegate::server::audit::write_string;
     use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::housekeeping::{self, Failure, Plan, ScopeKey, Which};
     use crate::delegate::server::serve::{Asked, Read, Serve, Subject, read_cpus, write_cpus};
     use crate::delegate::wire::{Malformed, Reader};
     use crate::operation::Allowed;
@@ -448,6 +465,87 @@ mod served {
         }
     }
 
+    /// Housekeeping as a rule has it for one request.
+    pub(crate) struct Kept {
+        /// That, or why there is none: it is told by who acts.
+        plan: core::result::Result<Plan, Failure>,
+        scope: ScopeKey,
+        /// The policy's CPUs; `None`: the request's.
+        cpus: Option<Vec<u8>>,
+    }
+
+    impl CgroupAddThreads<'_> {
+        /// What a rule has done where the peer sent no cgroup.
+        fn kept(
+            &self,
+            housekeeping: &Housekeeping,
+            asked: &Asked<'_>,
+        ) -> core::result::Result<Kept, Denied> {
+            let asked_for = self.cpumap.filter(|_| self.which() != Which::Vcpus);
+            if let Some(allowed) = &housekeeping.allowed_cpus {
+                let outside = asked_for.and_then(|map| allowed.first_outside(map.bytes()));
+                if let Some(cpu) = outside {
+                    return asked.beyond(std::format!(
+                        "CPU {cpu} is not one of {allowed}, which housekeeping may have"
+                    ));
+                }
+                if self.which() == Which::All && asked_for.is_none() {
+                    return asked.beyond(std::format!(
+                        "the request names no CPUs for housekeeping: it must name some of {allowed}"
+                    ));
+                }
+            }
+            let plan = Plan::new(self.pid, self.received.unwrap_or(-1), &housekeeping.name);
+            if let Ok(plan) = &plan {
+                // In another hierarchy the peer may have another path.
+                let facts = policy::Peer {
+                    cgroup: plan.path_of(&asked.peer.cgroups).unwrap_or_default(),
+                    ..asked.facts
+                };
+                let (top, base) = (asked.rule.target_subtree(&facts)?, plan.base());
+                if !covers(top, base) {
+                    return asked.beyond(std::format!(
+                        "the VM's cgroup in the hierarchy {} is {base}, which is not {top} or \
+                         below",
+                        plan.hierarchy()
+                    ));
+                }
+            }
+            Ok(Kept {
+                plan,
+                scope: (asked.peer.label.clone(), asked.facts.scope()),
+                cpus: housekeeping.cpus.as_ref().map(|cpus| cpus.to_map()),
+            })
+        }
+
+        fn which(&self) -> Which {
+            match self.role {
+                virInternalThreadRole::VIR_INTERNAL_THREAD_VCPU => Which::Vcpus,
+                virInternalThreadRole::VIR_INTERNAL_THREAD_EMULATOR => Which::All,
+                _ => Which::Named,
+            }
+        }
+
+        pub(super) fn keep_house(&self, kept: &Kept) -> Result<()> {
+            self.check_threads()?;
+            let asked_for = self.cpumap.as_ref().map(CpuMap::bytes);
+            let cpus = match (&kept.cpus, asked_for) {
+                (Some(cpus), _) => housekeeping::Cpus::Fixed(cpus),
+                (None, Some(cpus)) if self.which() == Which::All => housekeeping::Cpus::Asked(cpus),
+                (None, cpus) => housekeeping::Cpus::First(cpus),
+            };
+            let named: Vec<_> = self.threads().collect();
+            let failed = |Failure { errnum, text }: &Failure| match *errnum {
+                Errno::ESRCH => Error::no_process(format_args!("cannot {self}: {text}")),
+                errnum => Error::failed(errnum, format_args!("cannot {self}: {text}")),
+            };
+            let plan = kept.plan.as_ref().map_err(failed)?;
+            plan.carry_out(&kept.scope, self.which(), &cpus, &named)
+                .map_err(|failure| failed(&failure))?;
+            self.require_results()
+        }
+    }
+
     impl<'m> Serve<'m> for CgroupAddThreads<'m> {
         type Bounds = Bounds;
 
@@ -478,6 +576,7 @@ mod served {
             };
             let mut operation = CgroupAddThreads::new(pid, path, role, tids, ids, cpumap, None)?;
             operation.reached = subject.reached.take();
+            operation.received = subject.descriptor();
             Ok(operation)
         }
 
@@ -493,6 +592,9 @@ mod served {
                 ));
             }
             let Some(reached) = &self.reached else {
+                if let Some(housekeeping) = &bounds.housekeeping {
+                    self.housekeeping = Some(self.kept(housekeeping, asked)?);
+                }
                 return Ok(());
             };
             // In another hierarchy the peer may have another path.
@@ -529,8 +631,21 @@ mod served {
             Ok(())
         }
 
-        /// How many of the threads are in the cgroup.
+        /// How many of the threads are in the cgroup; of housekeeping which
+        /// that is, and its CPUs.
         fn before(&self, json: &mut String) -> fmt::Result {
+            if let Some(Kept { plan: Ok(plan), .. }) = &self.housekeeping {
+                let (path, found) = plan.state(self.tids);
+                json.push_str("{\"cgroup\":");
+                write_string(json, &path)?;
+                if let Some((cpus, there)) = found {
+                    json.push_str(",\"cpus\":");
+                    write_cpus(json, &cpus)?;
+                    write!(json, ",\"there\":{there}")?;
+                }
+                json.push('}');
+                return Ok(());
+            }
             let Some(reached) = &self.reached else {
                 return json.write_str("null");
             };

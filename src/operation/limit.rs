@@ -96,7 +96,7 @@ impl Seen {
             hard: value,
         };
         if let Some(replaced) = self.replaced.get()
-            && let Ok(held) = Held::process(pid)
+            && let Ok(held) = Held::process(pid, None)
             && rlimit::get(resource, pid) == Ok(set)
             && held.require_still().is_ok()
         {

@@ -15,7 +15,7 @@ use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
 use crate::kernel::affinity::{self, CpuMap};
-use crate::kernel::process::{Held, Task};
+use crate::kernel::process::{Held, Known, Task};
 use crate::registry::Code;
 
 pub(crate) static KIND: Kind = Kind::new(
@@ -31,8 +31,8 @@ pub(crate) struct ProcessSetAffinity<'a> {
 
 impl Operation for ProcessSetAffinity<'_> {
     #[inline(always)]
-    fn hold(&self) -> Result<Held> {
-        Held::task(self.task)
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
+        Held::task(self.task, known)
     }
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {

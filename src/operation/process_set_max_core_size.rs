@@ -16,7 +16,7 @@ use crate::delegate::wire::Request;
 use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
-use crate::kernel::process::{Held, Pid};
+use crate::kernel::process::{Held, Known, Pid};
 use crate::kernel::rlimit::{self, CORE};
 use crate::registry::Code;
 
@@ -44,8 +44,8 @@ impl ProcessSetMaxCoreSize {
 
 impl Operation for ProcessSetMaxCoreSize {
     #[inline(always)]
-    fn hold(&self) -> Result<Held> {
-        Held::process(self.pid)
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
+        Held::process(self.pid, known)
     }
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {

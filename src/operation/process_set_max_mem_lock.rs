@@ -16,7 +16,7 @@ use crate::delegate::wire::Request;
 use crate::dispatch::Outcome;
 use crate::dispatch::{Kind, Operation, cannot};
 use crate::error::Result;
-use crate::kernel::process::{Held, Pid};
+use crate::kernel::process::{Held, Known, Pid};
 use crate::kernel::rlimit::{self, MEMLOCK};
 use crate::registry::Code;
 
@@ -56,8 +56,8 @@ impl ProcessSetMaxMemLock {
 
 impl Operation for ProcessSetMaxMemLock {
     #[inline(always)]
-    fn hold(&self) -> Result<Held> {
-        Held::process(self.pid)
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
+        Held::process(self.pid, known)
     }
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {

@@ -14,7 +14,7 @@ use crate::capi::types::virInternalOperation;
 use crate::delegate::wire::Request;
 use crate::dispatch::{Kind, Operation, cannot, not_done, not_readable};
 use crate::error::Result;
-use crate::kernel::process::{Held, Task};
+use crate::kernel::process::{Held, Known, Task};
 use crate::kernel::scheduler::{self, Schedule};
 use crate::registry::Code;
 
@@ -31,8 +31,8 @@ pub(crate) struct ProcessSetScheduler {
 
 impl Operation for ProcessSetScheduler {
     #[inline(always)]
-    fn hold(&self) -> Result<Held> {
-        Held::task(self.task)
+    fn hold(&self, known: Option<Known>) -> Result<Held> {
+        Held::task(self.task, known)
     }
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {

@@ -36,7 +36,10 @@ enum { DEADLINE_SECONDS = 300 };
 
 /* The library's functions, without their virInternal. */
 #define FUNCTIONS(F)                    \
+    F(AskDelegate)                      \
+    F(ConnectDelegate)                  \
     F(ConnectionClosed)                 \
+    F(DisconnectDelegate)               \
     F(GetLastError)                     \
     F(ResetLastError)                   \
     F(CgroupAddThreads)                 \
@@ -223,6 +226,10 @@ static struct _virConnect *connection(uintptr_t number)
 /* Fork-safe handlers that fail with EDOM, and that lie. */
 #define FAILING connection(2)
 #define LYING connection(3)
+/* There is always a delegate for this one, and sometimes for that one, when
+ * the tests have an address of one. */
+#define DELEGATED connection(20)
+#define DELEGATED_SOMETIMES connection(21)
 /* Handlers that come and go: NULL and some connections. */
 enum { HAMMERED_FIRST = 4, HAMMERED = 4 };
 
@@ -377,6 +384,50 @@ static void expect_error(int result, int code, int errnum, const char *text)
              error->code, error->errnum, error->message, code, errnum, text);
 }
 
+/* The address of a delegate, once the tests use it. */
+static const char *delegate;
+
+static int connect_delegate(struct _virConnect *conn)
+{
+    return vir.ConnectDelegate(conn, VIR_INTERNAL_DELEGATE_VERSION, delegate,
+                               DEADLINE_SECONDS * 1000, 0);
+}
+
+/* As libvirt does: without any descriptor of the parent's. */
+static void all_calls_to_delegates(void)
+{
+    pid_t self = getpid();
+    int result;
+
+    syscall(SYS_close_range, 3, ~0U, 0);
+    step("a delegate");
+    expect_success(vir.ProcessSetMaxCoreSize(DELEGATED, self, 4000,
+                                             VIR_INTERNAL_NO_DIRECT));
+    expect_limit(RLIMIT_CORE, 4000);
+    step("a delegate that refuses");
+    expect_error(vir.ProcessSetScheduler(DELEGATED, self, self,
+                                         VIR_INTERNAL_SCHED_FIFO, 1, 0),
+                 VIR_INTERNAL_ERR_REFUSED, EPERM, "the delegate refused to");
+    step("a request that there was not");
+    expect_error(vir.AskDelegate(DELEGATED, 1, 0),
+                 VIR_INTERNAL_ERR_UNKNOWN_OUTCOME, EINPROGRESS,
+                 "it does not know");
+    step("a delegate that comes and goes");
+    result = vir.ProcessSetMaxCoreSize(DELEGATED_SOMETIMES, self, 3000,
+                                       VIR_INTERNAL_NO_DIRECT);
+    if (result == VIR_INTERNAL_NOT_HANDLED) {
+        expect_limit(RLIMIT_CORE, 4000);
+    } else {
+        expect_success(result);
+        expect_limit(RLIMIT_CORE, 3000);
+    }
+    step("connecting and disconnecting");
+    expect_error(connect_delegate(DELEGATED), VIR_INTERNAL_ERR_FORKED, ECHILD,
+                 "delegates cannot be connected");
+    expect_error(vir.DisconnectDelegate(DELEGATED), VIR_INTERNAL_ERR_FORKED,
+                 ECHILD, "delegates cannot be disconnected");
+}
+
 /* Every call that a child can make. @argument varies what it asks for. */
 static void all_calls(void *argument)
 {
@@ -461,6 +512,8 @@ static void all_calls(void *argument)
         if (limit_of_self(RLIMIT_MEMLOCK).rlim_cur != before.rlim_cur)
             fail("failed, but did it all the same");
     }
+    if (delegate)
+        all_calls_to_delegates();
     step("end");
 }
 
@@ -804,7 +857,7 @@ static void *hammer_handlers(void *argument)
         struct _virConnect *conn = hammered(next_random(&random));
         int result;
 
-        switch (next_random(&random) % 12) {
+        switch (next_random(&random) % 14) {
         case 0:
             result = UNSET(SetMaxMemLock, SET_MAX_MEM_LOCK, conn);
             break;
@@ -830,6 +883,12 @@ static void *hammer_handlers(void *argument)
         case 7:
             result = conn ? vir.ConnectionClosed(conn) : 0;
             break;
+        case 8:
+            result = delegate ? connect_delegate(DELEGATED_SOMETIMES) : 0;
+            break;
+        case 9:
+            result = vir.DisconnectDelegate(DELEGATED_SOMETIMES);
+            break;
         default:
             result = set_steady_handler(next_random(&random));
         }
@@ -853,7 +912,10 @@ static void *hammer_operations(void *argument)
         const unsigned int flags = VIR_INTERNAL_NO_DIRECT;
         int result, expected = 0;
 
-        switch (next_random(&random) % 6) {
+        if (delegate && next_random(&random) % 2) {
+            conn = next_random(&random) % 2 ? DELEGATED : DELEGATED_SOMETIMES;
+            result = vir.ProcessSetMaxCoreSize(conn, home, core.rlim_max, 0);
+        } else switch (next_random(&random) % 6) {
         case 0:
             result = vir.ProcessSetMaxCoreSize(conn, home, core.rlim_max, 0);
             break;
@@ -923,12 +985,15 @@ static void *fork_repeatedly(void *argument)
 
 static void test_children_of_a_busy_process(unsigned int children)
 {
+    const char *with = delegate ? "with" : "without";
     struct forker forkers[2] = {
         { .children = children / 2, .uses_library = true },
         { .children = children - children / 2 },
     };
     pthread_t forking[2], hammers[4];
 
+    sets = calls = 0;
+    hammering = true;
     for (uintptr_t i = 0; i < 4; i++)
         pthread_create(&hammers[i], NULL,
                        i % 2 ? hammer_operations : hammer_handlers,
@@ -949,8 +1014,8 @@ static void test_children_of_a_busy_process(unsigned int children)
             snprintf(text, sizeof(text), "%u children, the first %s", failures,
                      forkers[i].first_failure[kind]);
             print_result(failures ? text : NULL,
-                         "children_of_a_busy_process_%s_by_a_thread_that_%s",
-                         kind_names[kind],
+                         "children_of_a_busy_process_%s_delegates_%s_by_a_"
+                         "thread_that_%s", with, kind_names[kind],
                          forkers[i].uses_library ? "uses_the_library"
                                                  : "has_not_used_it");
         }
@@ -976,6 +1041,16 @@ int main(int argc, char **argv)
     }
     test_grandchildren();
     test_a_crowd_of_vforked_children();
+    test_children_of_a_busy_process(children);
+    delegate = getenv("DELEGATE_ADDRESS");
+    if (!delegate) {
+        printf("SKIP children that ask delegates: only root is served\n");
+        return failed != 0;
+    }
+    if (connect_delegate(DELEGATED) != 0) {
+        printf("FAIL cannot connect: %s\n", vir.GetLastError()->message);
+        return 1;
+    }
     test_children_of_a_busy_process(children);
     return failed != 0;
 }

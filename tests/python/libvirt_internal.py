@@ -14,6 +14,8 @@ HANDLED = 0
 NOT_HANDLED = 1
 NO_DIRECT = 1 << 30
 HANDLER_FORK_SAFE = 1 << 0
+DELEGATE_VERSION = 1
+DELEGATE_OPTIONAL = 1 << 0
 
 (ERR_INVALID_ARG, ERR_VERSION, ERR_NO_PROCESS, ERR_REFUSED, ERR_FAILED,
  ERR_READ_BACK, ERR_UNREACHABLE, ERR_TIMEOUT, ERR_UNKNOWN_OUTCOME, ERR_FORKED,
@@ -78,6 +80,31 @@ _connection_closed = _function("ConnectionClosed", c_int, c_void_p)
 def connection_closed(conn):
     """Drops all that was set for @conn."""
     _check(_connection_closed(conn))
+
+
+_connect_delegate = _function("ConnectDelegate", c_int, c_void_p, c_uint,
+                              c_char_p, c_uint, c_uint)
+_disconnect_delegate = _function("DisconnectDelegate", c_int, c_void_p)
+_ask_delegate = _function("AskDelegate", c_int, c_void_p, c_ulonglong, c_uint)
+last_request = _function("GetLastRequest", c_ulonglong)
+
+
+def connect_delegate(address, conn=None, timeout_ms=0, flags=0,
+                     version=DELEGATE_VERSION):
+    """Has the delegate at @address asked from now on."""
+    _check(_connect_delegate(conn, version, address.encode(), timeout_ms,
+                             flags))
+
+
+def disconnect_delegate(conn=None):
+    """Asks no delegate any more."""
+    _check(_disconnect_delegate(conn))
+
+
+def ask_delegate(request, conn=None):
+    """What became of a request that was never answered: as it would have
+    ended."""
+    return _check(_ask_delegate(conn, request, 0))
 
 
 # What the library may call or hand back: by the number that is the opaque.

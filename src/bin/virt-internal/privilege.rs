@@ -100,8 +100,16 @@ pub const SETGID: Capability = Capability {
     name: "SETGID",
     bit: 6,
 };
+pub const DAC_READ_SEARCH: Capability = Capability {
+    name: "DAC_READ_SEARCH",
+    bit: 2,
+};
+pub const SYS_PTRACE: Capability = Capability {
+    name: "SYS_PTRACE",
+    bit: 19,
+};
 
-/// All of them, for a report.
+/// All that operations need themselves, for a report.
 pub const CAPABILITIES: [Capability; 4] = [SYS_RESOURCE, SYS_NICE, SETUID, SETGID];
 
 impl fmt::Display for Capability {

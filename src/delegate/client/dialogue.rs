@@ -15,6 +15,7 @@ use crate::delegate::wire::{
     ANSWER_SIZE, Answer, HELLO, HELLO_MAX, Header, Malformed, OUTCOME, Reader, Request, Spoken,
     TEXT_MAX, Verdict, erase, hello, read_hello,
 };
+use crate::dispatch::NEGATED_ERRNOS;
 use crate::errno::Errno;
 use crate::kernel::file::Fd;
 use crate::kernel::syscall::syscall;
@@ -41,6 +42,9 @@ pub(super) fn now(clock: libc::clockid_t) -> libc::timespec {
 pub(super) struct Deadline {
     pub(super) timeout_ms: u32,
     pub(super) end_ms: i64,
+    /// Whether it waited already: then there is less time left than a socket
+    /// waits of its own accord.
+    pub(super) waited: Cell<bool>,
 }
 
 impl Deadline {
@@ -48,6 +52,7 @@ impl Deadline {
         Deadline {
             timeout_ms,
             end_ms: Self::now_ms() + i64::from(timeout_ms),
+            waited: Cell::new(false),
         }
     }
 
@@ -62,6 +67,7 @@ impl Deadline {
 
     /// Waits for the socket.
     pub(super) fn wait(&self, socket: c_int, events: i16) -> core::result::Result<(), Trouble> {
+        self.waited.set(true);
         loop {
             match self.left_ms() {
                 0 => return Err(Trouble::TooLate),
@@ -76,6 +82,7 @@ impl Deadline {
 
     /// Sleeps a random time up to `most_ms`.
     pub(super) fn pause(&self, most_ms: u64) {
+        self.waited.set(true);
         let pause = (random() % most_ms).min(self.left_ms() as u64) as i64;
         let time = libc::timespec {
             tv_sec: 0,
@@ -129,6 +136,20 @@ impl Text {
             to.set(*from);
         }
         self.length.set(text.len().min(TEXT_MAX));
+    }
+
+    /// A text that came without results has its beginning in their place.
+    fn move_out_of(&self, results: &[Cell<c_int>]) {
+        let moved = size_of_val(results);
+        for index in (moved..TEXT_MAX).rev() {
+            self.bytes[index].set(self.bytes[index - moved].get());
+        }
+        for (to, result) in self.bytes.chunks(size_of::<c_int>()).zip(results) {
+            for (to, from) in to.iter().zip(result.get().to_ne_bytes()) {
+                to.set(from);
+            }
+        }
+        results.iter().for_each(|result| result.set(0));
     }
 }
 
@@ -211,10 +232,17 @@ pub(super) fn dial(
             Ok(_) => {
                 // Waits are bounded by the socket itself: one call to receive
                 // is enough.
-                return block(&fd, target.timeout_ms)
+                let greeted = block(&fd, target.timeout_ms)
                     .map_err(Trouble::Away)
-                    .and_then(|()| greet(fd.get(), deadline, text))
-                    .map(|speaks| Connection { fd, speaks });
+                    .and_then(|()| greet(fd.get(), deadline, text));
+                match greeted {
+                    // It ended while this was waiting to be accepted.
+                    Err(Trouble::Away(_)) if attempts_left > 0 => {
+                        attempts_left -= 1;
+                        deadline.pause(50);
+                    }
+                    greeted => return greeted.map(|speaks| Connection { fd, speaks }),
+                }
             }
             Err(Errno::EINTR) => {}
             // Too many are waiting to be accepted.
@@ -258,21 +286,18 @@ pub(super) fn greet(
         socket::slice(header.as_bytes()),
         socket::slice(body.as_bytes()),
     ];
-    // One that does not want this process says so and hangs up, maybe before
-    // it has read anything: then sending fails, or the first try to receive.
-    let sent = send(socket, &buffers, &[], deadline);
+    match send(socket, &buffers, &[], deadline) {
+        // It may have said why it does not listen.
+        Ok(()) | Err(Trouble::Away(Errno(libc::EPIPE | libc::ECONNRESET))) => {}
+        Err(trouble) => return Err(trouble),
+    }
     let mut answer = [0; size_of::<Header>() + HELLO_MAX];
     let buffers = [socket::slice_mut(&mut answer)];
-    let received = match receive(socket, &buffers, deadline) {
-        Err(Trouble::Broken) => receive(socket, &buffers, deadline),
-        received => received,
-    };
-    let length = received.map_err(|trouble| match (sent, trouble) {
-        (Err(trouble), _) => trouble,
+    let length = receive(socket, &buffers, deadline).map_err(|trouble| match trouble {
         // Nothing that acts was sent.
-        (_, Trouble::Unanswered) => Trouble::TooLate,
-        (_, Trouble::Broken) => Trouble::Away(Errno::ECONNRESET),
-        (_, trouble) => trouble,
+        Trouble::Unanswered => Trouble::TooLate,
+        Trouble::Broken => Trouble::Away(Errno::ECONNRESET),
+        trouble => trouble,
     })?;
     let (header, body) = Header::split(&answer[..length])?;
     if header.operation != HELLO {
@@ -327,7 +352,11 @@ pub(super) fn receive(
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
     message.msg_iov = buffers.as_ptr().cast_mut();
     message.msg_iovlen = buffers.len() as _;
-    let mut flags = 0;
+    let mut flags = match deadline.waited.replace(true) {
+        false => 0,
+        true => libc::MSG_DONTWAIT as usize,
+    };
+    let mut reset = false;
     loop {
         // SAFETY: the message names the caller's slices.
         let received = unsafe {
@@ -345,10 +374,16 @@ pub(super) fn receive(
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if deadline.left_ms() == 0 => return Err(Trouble::Unanswered),
             Err(Errno::EAGAIN) => {}
+            // It was closed before it had read all: what it said is behind
+            // this error, which comes once.
+            Err(Errno::ECONNRESET) if !reset => {
+                reset = true;
+                continue;
+            }
             Err(_) => return Err(Trouble::Broken),
         }
-        // A signal came: what is left of the time is not what the socket
-        // waits.
+        // A signal came, or it waited before: what is left of the time is not
+        // what the socket waits.
         flags = libc::MSG_DONTWAIT as usize;
         deadline
             .wait(socket, libc::POLLIN)
@@ -363,6 +398,7 @@ pub(super) fn receive(
 pub(super) fn exchange(
     socket: c_int,
     question: &Question<'_>,
+    same_process: bool,
     deadline: &Deadline,
 ) -> core::result::Result<Answer, Trouble> {
     let Question {
@@ -370,10 +406,15 @@ pub(super) fn exchange(
         request,
         results,
         text,
+        ..
     } = question;
+    let (header, descriptors) = match same_process {
+        false => (*header, request.descriptors()),
+        true => (header.of_same_process(), &request.descriptors()[1..]),
+    };
     let [one, two, three] = *request.parts();
     let buffers = [header.as_bytes(), request.fixed.as_bytes(), one, two, three].map(socket::slice);
-    send(socket, &buffers, request.descriptors(), deadline)?;
+    send(socket, &buffers, descriptors, deadline)?;
 
     let mut head = [0; ANSWER_HEAD];
     let buffers = [
@@ -381,13 +422,22 @@ pub(super) fn exchange(
         socket::slice_of_cells(results),
         socket::slice_of_cells(&text.bytes),
     ];
-    let length = receive(socket, &buffers, deadline)?;
-    let answer = read_answer(question, &head, length);
+    let answer = receive(socket, &buffers, deadline).and_then(|length| {
+        let answer = read_answer(question, &head, length);
+        answer.unwrap_or_else(|malformed| Err(malformed.into()))
+    });
     erase(&mut head);
-    answer.unwrap_or_else(|malformed| Err(Trouble::Garbled(malformed)))
+    answer.map_err(|trouble| match trouble {
+        // The request was sent all the same.
+        Trouble::Malformed(malformed) => {
+            results.iter().for_each(|result| result.set(0));
+            Trouble::Garbled(malformed)
+        }
+        trouble => trouble,
+    })
 }
 
-pub(super) const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
+const ANSWER_HEAD: usize = size_of::<Header>() + ANSWER_SIZE;
 
 /// Reads an answer that was received, `length` bytes in all, into the buffers
 /// of the question.
@@ -403,21 +453,30 @@ pub(super) fn read_answer(
     if ANSWER_HEAD + tail != length || header.size as usize + size_of::<Header>() != length {
         return Err(Malformed("it is not as long as it says"));
     }
-    // A text with fewer results than there is room for lies among them.
     let has_results = answer.results as usize == question.results.len();
-    if has_results {
+    if answer.results == 0 && !has_results {
+        question.text.move_out_of(question.results);
+    }
+    if answer.results == 0 || has_results {
         question.text.length.set(answer.text as usize);
     }
     let asked = question.header;
-    if header.operation == OUTCOME && asked.operation != OUTCOME {
+    if header.operation == OUTCOME && asked.operation != OUTCOME && answer.results == 0 {
         return Ok(Err(Trouble::Dismissed));
+    }
+    if header.flags != 0 {
+        return Err(Malformed("it has unknown flags"));
     }
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));
     }
-    let needs_results = matches!(answer.verdict, Verdict::Handled | Verdict::NotHandled);
-    if !has_results && (needs_results || answer.results != 0) {
+    if !has_results && (answer.verdict == Verdict::Handled || answer.results != 0) {
         return Err(Malformed("it has not as many results as there are threads"));
+    }
+    let is_result =
+        |result: &Cell<c_int>| result.get() == 0 || NEGATED_ERRNOS.contains(&result.get());
+    if !question.results.iter().all(is_result) {
+        return Err(Malformed("a result is neither 0 nor -errno"));
     }
     Ok(Ok(answer))
 }
@@ -425,6 +484,9 @@ pub(super) fn read_answer(
 /// Something to ask a delegate: to do an operation, or what became of that.
 pub(super) struct Question<'a> {
     pub(super) header: Header,
+    /// Whether the process is that of the last request over the thread's own
+    /// socket.
+    pub(super) same_process: bool,
     pub(super) request: &'a Request<'a>,
     pub(super) results: &'a [Cell<c_int>],
     pub(super) text: &'a Text,

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use super::dialogue::Connection;
 use super::{Asked, Delegate};
 use crate::kernel::file::Fd;
+use crate::kernel::process::Known;
 use crate::sync::{Mutex, lock};
 
 /// Where a thread keeps its sockets. All zeros are none.
@@ -22,6 +23,10 @@ pub(super) struct Link {
     pub(super) id: AtomicU64,
     pub(super) delegate: AtomicPtr<Delegate>,
     pub(super) fd: AtomicI32,
+    /// The process that the delegate knows from the last request, and our
+    /// descriptor of it; 0 when there is none.
+    known: AtomicI32,
+    known_fd: AtomicI32,
     pub(super) speaks: AtomicU64,
     pub(super) previous: AtomicPtr<Link>,
     pub(super) next: AtomicPtr<Link>,
@@ -42,6 +47,8 @@ impl Link {
             id: AtomicU64::new(0),
             delegate: AtomicPtr::new(ptr::null_mut()),
             fd: AtomicI32::new(0),
+            known: AtomicI32::new(0),
+            known_fd: AtomicI32::new(0),
             speaks: AtomicU64::new(0),
             previous: AtomicPtr::new(ptr::null_mut()),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -80,7 +87,27 @@ impl Link {
             }
             drop(Fd::new(self.fd.load(Ordering::Relaxed).into()));
         }
+        drop(self.take_known());
         self.id.store(0, Ordering::Relaxed);
+    }
+
+    /// The process that the delegate knows from the last request. It will not,
+    /// once another is asked about.
+    pub(super) fn take_known(&self) -> Option<Known> {
+        let pid = self.known.swap(0, Ordering::Relaxed);
+        (pid != 0).then(|| Known {
+            pid,
+            // SAFETY: `keep_known` left it here, and it is taken once.
+            fd: unsafe { Fd::new(self.known_fd.load(Ordering::Relaxed).into()) },
+        })
+    }
+
+    /// The delegate has answered a request about that process.
+    pub(super) fn keep_known(&self, known: Known) {
+        drop(self.take_known());
+        let fd = known.fd.into_raw();
+        self.known_fd.store(fd, Ordering::Relaxed);
+        self.known.store(known.pid, Ordering::Relaxed);
     }
 
     pub(super) fn close_if_open(&self) {

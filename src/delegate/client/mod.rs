@@ -26,7 +26,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crate::delegate::address::Address;
 use crate::delegate::wire::{
-    Answer, HELLO, Header, Malformed, OUTCOME, Request, Verdict, failed_code,
+    Answer, HELLO, Header, Malformed, OUTCOME, Request as Body, Verdict, failed_code,
 };
 use crate::dispatch::{Kind, Operation, Outcome};
 use crate::errno::Errno;
@@ -34,14 +34,14 @@ use crate::error::{Error, Result};
 use crate::fork::Page;
 use crate::inside::Inside;
 use crate::kernel::memory;
-use crate::kernel::process::Held;
+use crate::kernel::process::{Held, Known};
 use crate::registry::{Call, Handler, Key, Registry};
 use crate::sync::{Mutex, lock};
 use crate::thread::{self, Thread};
 
 use dialogue::{Deadline, Question, Text, Trouble, dial, exchange, new_request};
 pub(crate) use link::Links;
-use link::close_links;
+use link::{Link, close_links};
 use only::Only;
 
 /// How long a call waits for a delegate, when nobody says otherwise.
@@ -231,6 +231,23 @@ pub(crate) fn enter(key: Key, inside: &Inside, child: bool) -> Option<Asked<'_>>
 }
 
 impl Asked<'_> {
+    fn link<'t>(&self, thread: Option<&'t Thread>) -> Option<&'t Link> {
+        // What a child finds is its parent's.
+        self.delegate.and(thread)?.links.find(self.id)
+    }
+
+    /// The process that the delegate knows from this thread's last request.
+    pub(crate) fn take_known(&self, thread: Option<&Thread>) -> Option<Known> {
+        self.link(thread)?.take_known()
+    }
+
+    /// The delegate has done something for that process, and knows it.
+    pub(crate) fn keep_known(&self, thread: Option<&Thread>, held: Option<Held>) {
+        if let (Some(link), Some(held)) = (self.link(thread), held) {
+            link.keep_known(held.into_known());
+        }
+    }
+
     /// Asks over the thread's own socket, or over a new one. `None`: the
     /// delegate does not have that operation.
     fn ask(
@@ -240,22 +257,28 @@ impl Asked<'_> {
         deadline: &Deadline,
     ) -> core::result::Result<Option<Answer>, Trouble> {
         let operation = question.header.operation;
-        let speak = |socket, speaks: u64| {
+        let speak = |socket, speaks: u64, same_process| {
             let is_spoken = operation == OUTCOME || speaks >> operation & 1 != 0;
             is_spoken
-                .then(|| exchange(socket, question, deadline))
+                .then(|| exchange(socket, question, same_process, deadline))
                 .transpose()
         };
         let (Some(delegate), Some(thread)) = (self.delegate, thread) else {
             let connection = dial(self.target, false, deadline, question.text)?;
-            return speak(connection.fd.get(), connection.speaks);
+            return speak(connection.fd.get(), connection.speaks, false);
         };
         if let Address::Descriptor(_) = self.target.address {
+            let speak = |socket, speaks| speak(socket, speaks, false);
             return delegate.only.ask(deadline, question.text, speak);
         }
         if let Some(link) = thread.links.find(self.id) {
+            if !question.same_process {
+                // Whatever comes of it, the delegate knows another one then.
+                drop(link.take_known());
+            }
             let socket = link.fd.load(Ordering::Relaxed);
-            match speak(socket, link.speaks.load(Ordering::Relaxed)) {
+            let speaks = link.speaks.load(Ordering::Relaxed);
+            match speak(socket, speaks, question.same_process) {
                 // Restarted meanwhile: nothing was sent.
                 Err(Trouble::Away(_)) => link.close_if_open(),
                 said => {
@@ -271,7 +294,7 @@ impl Asked<'_> {
         let patient = delegate.reached.load(Ordering::Relaxed);
         let connection = dial(self.target, patient, deadline, question.text)?;
         delegate.reached.store(true, Ordering::Relaxed);
-        let said = speak(connection.fd.get(), connection.speaks);
+        let said = speak(connection.fd.get(), connection.speaks, false);
         if said.is_ok() {
             thread.links.free(self.id).open(self, connection);
         }
@@ -279,40 +302,56 @@ impl Asked<'_> {
     }
 }
 
-/// Has a delegate do an operation.
-pub(crate) fn perform(
-    asked: &Asked<'_>,
-    thread: Option<&Thread>,
-    child: bool,
-    kind: &'static Kind,
-    operation: &impl Operation,
-    held: &Held,
-) -> Result<Outcome> {
-    let mut request = Request::new();
-    operation.request(held, &mut request)?;
-    let id = new_request(child);
-    let text = Text::new();
-    let question = Question {
-        header: Header::new(kind.id, kind.version, request.size(), id),
-        request: &request,
-        results: operation.results(),
-        text: &text,
-    };
-    let deadline = Deadline::new(asked.target.timeout_ms);
-    let own = thread.filter(|_| !child);
-    let said = asked.ask(&question, own, &deadline);
-    request.fixed.erase();
-    match said {
-        Ok(None) => Ok(Outcome::NotHandled),
-        Ok(Some(answer)) => outcome(answer, &text, operation),
-        Err(Trouble::Away(_)) if asked.target.optional => Ok(Outcome::NotHandled),
-        Err(trouble) => {
-            if let (Trouble::Unanswered | Trouble::Broken | Trouble::Garbled(_), Some(thread)) =
-                (&trouble, thread)
-            {
-                thread.request.set(id);
+/// An operation for a delegate to do.
+pub(crate) struct Request<'a, O> {
+    pub(crate) kind: &'static Kind,
+    pub(crate) operation: &'a O,
+    pub(crate) held: &'a Held,
+    /// Whether the process is the one that the delegate knows.
+    pub(crate) same_process: bool,
+}
+
+impl Asked<'_> {
+    /// Has the delegate do an operation.
+    pub(crate) fn perform<O: Operation>(
+        &self,
+        thread: Option<&Thread>,
+        request: &Request<'_, O>,
+    ) -> Result<Outcome> {
+        let Request {
+            kind, operation, ..
+        } = *request;
+        let mut body = Body::new();
+        operation.request(request.held, &mut body)?;
+        let id = new_request(self.delegate.is_none());
+        let text = Text::new();
+        let question = Question {
+            header: Header::new(kind.id, kind.version, body.size(), id),
+            same_process: request.same_process,
+            request: &body,
+            results: operation.results(),
+            text: &text,
+        };
+        let deadline = Deadline::new(self.target.timeout_ms);
+        let said = self.ask(&question, thread, &deadline);
+        body.fixed.erase();
+        match said {
+            Ok(None) => Ok(Outcome::NotHandled),
+            Ok(Some(answer)) => {
+                if answer.verdict == Verdict::Failed && answer.results != 0 {
+                    operation.failed_in_part();
+                }
+                outcome(answer, &text, operation)
             }
-            Err(trouble.error(operation, asked.target, id, &text))
+            Err(Trouble::Away(_)) if self.target.optional => Ok(Outcome::NotHandled),
+            Err(trouble) => {
+                if let (Trouble::Unanswered | Trouble::Broken | Trouble::Garbled(_), Some(thread)) =
+                    (&trouble, thread)
+                {
+                    thread.request.set(id);
+                }
+                Err(trouble.error(operation, self.target, id, &text))
+            }
         }
     }
 }
@@ -328,18 +367,19 @@ pub(crate) fn ask_outcome(page: &Page, key: Key, request: u64) -> Result<Outcome
             "cannot ask about request {request:#x}: no delegate is connected"
         )));
     };
-    let mut body = Request::new();
+    let mut body = Body::new();
     body.fixed.u64(request);
     let text = Text::new();
     let question = Question {
         header: Header::new(OUTCOME, 0, body.size(), new_request(child)),
+        same_process: false,
         request: &body,
         results: &[],
         text: &text,
     };
     let what = format_args!("tell what became of request {request:#x}");
     let deadline = Deadline::new(asked.target.timeout_ms);
-    let trouble = match asked.ask(&question, thread.filter(|_| !child), &deadline) {
+    let trouble = match asked.ask(&question, thread, &deadline) {
         Ok(Some(answer)) => {
             let what = format_args!("do what request {request:#x} asks for");
             return outcome(answer, &text, &what);
@@ -388,9 +428,11 @@ impl Trouble {
             ..
         } = target;
         match self {
-            Trouble::Away(_) if *address == Address::Invalid => Error::unreachable(format_args!(
-                "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
-            )),
+            Trouble::Away(_) if matches!(address, Address::Invalid) => {
+                Error::unreachable(format_args!(
+                    "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
+                ))
+            }
             Trouble::Away(errnum) => Error::unreachable(format_args!(
                 "cannot {operation}: the delegate at {address} cannot be reached: {errnum}"
             )),

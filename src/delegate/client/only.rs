@@ -79,12 +79,17 @@ impl Only {
 
     /// Waits for its turn.
     pub(super) fn lock(&self, deadline: &Deadline) -> core::result::Result<Turn<'_>, Trouble> {
+        // SAFETY: initialised, and not moved since it was first locked.
+        if unsafe { libc::pthread_mutex_trylock(self.turn.get()) } == 0 {
+            return Ok(Turn(self));
+        }
+        deadline.waited.set(true);
         // pthread_mutex_clocklock() is younger than what we want to run with.
         let mut time = now(libc::CLOCK_REALTIME);
         let nanoseconds = time.tv_nsec + i64::from(deadline.left_ms()) * 1_000_000;
         time.tv_sec += nanoseconds / 1_000_000_000;
         time.tv_nsec = nanoseconds % 1_000_000_000;
-        // SAFETY: initialised, and not moved since it was first locked.
+        // SAFETY: as above.
         match unsafe { libc::pthread_mutex_timedlock(self.turn.get(), &time) } {
             0 => Ok(Turn(self)),
             _ => Err(Trouble::TooLate),

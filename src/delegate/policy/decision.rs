@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::value::{check_path, covers};
+use super::value::{covers, is_whole};
 use super::{Peers, Policy, Quota, QuotaFields, Rule};
 
 /// Who asks: what the kernel and the listener say, never the peer.
@@ -64,7 +64,7 @@ impl fmt::Display for Peer<'_> {
 /// Whether the path is one that tells processes from others: not the root, and
 /// not one that the delegate cannot see.
 fn is_somewhere(cgroup: &str) -> bool {
-    cgroup != "/" && check_path(cgroup).is_ok()
+    cgroup != "/" && is_whole(cgroup)
 }
 
 /// How far an attempt came that was denied in the end.

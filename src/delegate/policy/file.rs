@@ -38,14 +38,17 @@ pub struct PolicyError {
     pub position: Option<(usize, usize)>,
     /// What is wrong.
     pub text: String,
+    /// Why the file cannot be read, where the system says so.
+    pub errnum: Option<i32>,
 }
 
 impl PolicyError {
-    fn unreadable(file: &str, text: impl fmt::Display) -> PolicyError {
+    fn unreadable(file: &str, error: &io::Error) -> PolicyError {
         PolicyError {
             file: file.to_owned(),
             position: None,
-            text: format!("cannot read the policy: {text}"),
+            text: format!("cannot read the policy: {error}"),
+            errnum: error.raw_os_error(),
         }
     }
 
@@ -58,6 +61,7 @@ impl PolicyError {
             file: file.to_owned(),
             position: Some((line, column)),
             text,
+            errnum: None,
         }
     }
 }
@@ -77,7 +81,7 @@ impl Policy {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> std::result::Result<Policy, PolicyError> {
         let file_name = path.display().to_string();
-        let bytes = read(path).map_err(|error| PolicyError::unreadable(&file_name, error))?;
+        let bytes = read(path).map_err(|error| PolicyError::unreadable(&file_name, &error))?;
         Policy::parse_bytes(&bytes, &file_name)
     }
 
@@ -98,7 +102,7 @@ impl Policy {
     /// Checks a file's text. Errors bear the file's name.
     pub fn parse(text: &str, file_name: &str) -> std::result::Result<Policy, PolicyError> {
         if text.len() > FILE_MAX {
-            return Err(PolicyError::unreadable(file_name, too_large()));
+            return Err(PolicyError::unreadable(file_name, &too_large()));
         }
         let error = |offset, message| PolicyError::at(file_name, text, offset, message);
         let document = DeTable::parse(text).map_err(|wrong| {
@@ -125,13 +129,13 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes)?;
     match bytes.len() > FILE_MAX {
-        true => Err(io::Error::other(too_large())),
+        true => Err(too_large()),
         false => Ok(bytes),
     }
 }
 
-fn too_large() -> String {
-    format!("it is larger than {FILE_MAX} bytes")
+fn too_large() -> io::Error {
+    io::Error::other(format!("it is larger than {FILE_MAX} bytes"))
 }
 
 fn policy(file: &Table<'_>) -> Result<Policy> {

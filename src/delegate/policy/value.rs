@@ -340,13 +340,19 @@ impl Subtree {
     }
 }
 
+/// Whether a path that the kernel gives is one of a cgroup, and all of it: it
+/// cuts a longer one (seen with Linux 6.18), which then looks like another's.
+pub(super) fn is_whole(cgroup: &str) -> bool {
+    cgroup.len() < PATH_MAX && check_path(cgroup).is_ok()
+}
+
 /// Whether `cgroup` is `top` or below.
 pub(crate) fn covers(top: &str, cgroup: &str) -> bool {
     let is_below = || match cgroup.strip_prefix(top) {
         Some(rest) => top == "/" || rest.is_empty() || rest.starts_with('/'),
         None => false,
     };
-    check_path(cgroup).is_ok() && is_below()
+    is_whole(cgroup) && is_below()
 }
 
 /// Whether it is the path of a cgroup; an error says what is wrong.
@@ -453,11 +459,11 @@ impl<'de> Deserialize<'de> for Labels {
 }
 
 /// A name for people: of a rule, or a label.
-pub(super) struct Name(pub(super) String);
+pub(crate) struct Name(pub(super) String);
 
 impl Name {
     /// Whether it can be one; an error says what it must be.
-    pub(super) fn new(text: &str) -> Result<Name, String> {
+    pub(crate) fn new(text: &str) -> Result<Name, String> {
         match (1..=NAME_MAX).contains(&text.len()) && !text.contains(char::is_control) {
             true => Ok(Name(text.to_owned())),
             false => Err(format!(

@@ -1,49 +1,141 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! One structured line for each operation: who, on whom, asked, before, after,
-//! outcome.
+//! outcome. docs/delegate.md lists the fields.
+//!
+//! The thread that did the operation writes its line, before it answers: no
+//! other thread is woken for it, and a peer that was answered has its line.
 
-use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod journal;
+mod sink;
 
+use std::fmt::{self, Write as _};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use self::journal::Journal;
+use self::sink::{Appended, Stream};
 use super::peer::Peer;
 use super::pidfd::Info;
 use crate::delegate::wire::{Answer, Verdict};
 
 /// Where the lines go.
-pub struct Audit(Sink);
+pub struct Audit {
+    sink: Sink,
+    lost: AtomicU64,
+    report: Option<Box<Report>>,
+    reported: Mutex<Option<Instant>>,
+}
+
+/// Whom lost lines are reported to: how many were lost so far, and why.
+type Report = dyn Fn(u64, &io::Error) + Send + Sync;
 
 enum Sink {
     Nowhere,
-    File(File),
+    File(Appended),
+    Stream(Stream),
+    Journal(Journal),
 }
 
+/// How often lost lines are reported.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
 impl Audit {
-    /// None.
-    pub fn nowhere() -> Audit {
-        Audit(Sink::Nowhere)
+    fn new(sink: Sink) -> Audit {
+        Audit {
+            sink,
+            lost: AtomicU64::new(0),
+            report: None,
+            reported: Mutex::default(),
+        }
     }
 
-    /// The end of a file, one JSON object a line.
+    /// None.
+    pub fn nowhere() -> Audit {
+        Audit::new(Sink::Nowhere)
+    }
+
+    /// The end of a file, one JSON object a line. A new one is for its owner
+    /// and group only.
     pub fn file(path: &Path) -> io::Result<Audit> {
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
-        Ok(Audit(Sink::File(file)))
+        // A FIFO that nobody reads must not hold up the delegate.
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        Ok(Audit::new(Sink::File(Appended::new(file))))
+    }
+
+    /// A descriptor that somebody else reads, such as standard output; one
+    /// JSON object a line.
+    pub fn stream(descriptor: OwnedFd) -> Audit {
+        Audit::new(Sink::Stream(Stream::new(descriptor.into())))
+    }
+
+    /// The socket of systemd's journal: [`JOURNAL`](Self::JOURNAL).
+    pub fn journal(socket: impl Into<PathBuf>) -> io::Result<Audit> {
+        Ok(Audit::new(Sink::Journal(Journal::new(socket.into())?)))
+    }
+
+    /// Where systemd's journal takes entries.
+    pub const JOURNAL: &'static str = "/run/systemd/journal/socket";
+
+    /// Has lines that cannot be written reported, at most once a second: how
+    /// many were lost since this was made, and why the last one was.
+    pub fn on_loss(self, report: impl Fn(u64, &io::Error) + Send + Sync + 'static) -> Audit {
+        Audit {
+            report: Some(Box::new(report)),
+            ..self
+        }
     }
 
     /// Writes a line, in one call, so that lines of several threads and
     /// processes do not mix.
-    pub(crate) fn write(&self, record: &Record<'_>, line: &mut String) -> io::Result<()> {
-        let Sink::File(file) = &self.0 else {
+    pub(crate) fn write(&self, record: &impl Line, line: &mut String) -> io::Result<()> {
+        if matches!(self.sink, Sink::Nowhere) {
             return Ok(());
-        };
+        }
         line.clear();
-        record
-            .write(line)
-            .map_err(|_| io::Error::other("a line cannot be made"))?;
-        (&*file).write_all(line.as_bytes())
+        // A String takes everything.
+        let _ = record.write(line);
+        let written = match &self.sink {
+            Sink::Nowhere => Ok(()),
+            Sink::File(file) => file.append(line),
+            Sink::Stream(stream) => stream.append(line),
+            Sink::Journal(journal) => journal.send(record, line.trim_end()),
+        };
+        if let Err(error) = &written {
+            self.lose(error);
+        }
+        written
     }
+
+    fn lose(&self, error: &io::Error) {
+        let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(report) = &self.report else { return };
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_none_or(|time| time.elapsed() >= REPORT_INTERVAL) {
+            *reported = Some(Instant::now());
+            drop(reported);
+            report(lost, error);
+        }
+    }
+}
+
+/// What a line is made of.
+pub(crate) trait Line {
+    /// As JSON, with a newline.
+    fn write(&self, line: &mut String) -> fmt::Result;
+
+    /// Each field of an entry of the journal.
+    fn fields(&self, field: &mut dyn FnMut(&str, fmt::Arguments<'_>));
 }
 
 /// One operation.
@@ -65,37 +157,15 @@ pub(crate) struct Record<'a> {
     pub(crate) by_number: bool,
 }
 
-impl Record<'_> {
-    fn write(&self, line: &mut String) -> std::fmt::Result {
-        let time = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+impl Line for Record<'_> {
+    fn write(&self, line: &mut String) -> fmt::Result {
+        begin(line, "operation")?;
         write!(
             line,
-            "{{\"time\":{}.{:06},\"request\":\"{:#x}\",\"operation\":\"{}\"",
-            time.as_secs(),
-            time.subsec_micros(),
-            self.request,
-            self.operation
+            ",\"request\":\"{:#x}\",\"operation\":\"{}\"",
+            self.request, self.operation
         )?;
-        let Peer {
-            pid,
-            uid,
-            gid,
-            cgroup,
-            label,
-            by_pidfd,
-            ..
-        } = self.peer;
-        write!(
-            line,
-            ",\"peer\":{{\"pid\":{pid},\"uid\":{uid},\"gid\":{gid}"
-        )?;
-        string(line, "cgroup", cgroup)?;
-        if let Some(label) = label {
-            string(line, "label", label)?;
-        }
-        write!(line, ",\"pidfd\":{by_pidfd}}}")?;
+        write_peer(line, self.peer)?;
         if let Some(target) = self.target {
             write!(
                 line,
@@ -124,10 +194,337 @@ impl Record<'_> {
         if let Some(rule) = self.rule {
             string(line, "rule", rule)?;
         }
-        if self.by_number {
-            string(line, "proof", "number")?;
+        if self.target.is_some() {
+            string(line, "proof", self.proof())?;
         }
         writeln!(line, ",\"microseconds\":{}}}", self.duration.as_micros())
+    }
+
+    fn fields(&self, field: &mut dyn FnMut(&str, fmt::Arguments<'_>)) {
+        let outcome = outcome(self.answer.verdict);
+        let whose = Whose(self.peer.label.as_deref());
+        let Peer { pid, uid, .. } = self.peer;
+        let (on, target) = match self.target {
+            Some(target) => (" on process ", target.pid.to_string()),
+            None => ("", String::new()),
+        };
+        let (colon, reason) = match self.text {
+            "" => ("", ""),
+            text => (": ", text),
+        };
+        field(
+            "MESSAGE",
+            format_args!(
+                "{} for process {pid} of user {uid}{whose}{on}{target}: {outcome}{colon}{reason}",
+                self.operation
+            ),
+        );
+        field(
+            "PRIORITY",
+            format_args!("{}", priority(self.answer.verdict)),
+        );
+        field("VIRT_INTERNAL_EVENT", format_args!("operation"));
+        field("VIRT_INTERNAL_REQUEST", format_args!("{:#x}", self.request));
+        field(
+            "VIRT_INTERNAL_OPERATION",
+            format_args!("{}", self.operation),
+        );
+        peer_fields(self.peer, field);
+        if let Some(target) = self.target {
+            field("VIRT_INTERNAL_TARGET_PID", format_args!("{}", target.pid));
+            field("VIRT_INTERNAL_TARGET_UID", format_args!("{}", target.uid));
+            field(
+                "VIRT_INTERNAL_TARGET_CGROUP",
+                format_args!("{}", self.target_cgroup),
+            );
+            field("VIRT_INTERNAL_PROOF", format_args!("{}", self.proof()));
+        }
+        field("VIRT_INTERNAL_OUTCOME", format_args!("{outcome}"));
+        if self.answer.errnum.0 != 0 {
+            field("ERRNO", format_args!("{}", self.answer.errnum.0));
+        }
+        if !self.text.is_empty() {
+            field("VIRT_INTERNAL_REASON", format_args!("{}", self.text));
+        }
+        if let Some(rule) = self.rule {
+            field("VIRT_INTERNAL_RULE", format_args!("{rule}"));
+        }
+        field(
+            "VIRT_INTERNAL_MICROSECONDS",
+            format_args!("{}", self.duration.as_micros()),
+        );
+    }
+}
+
+impl Record<'_> {
+    fn proof(&self) -> &'static str {
+        match self.by_number {
+            true => "number",
+            false => "pidfd",
+        }
+    }
+}
+
+/// A connection that was not made, or that the delegate ended.
+pub(crate) struct Turned<'a> {
+    pub(crate) how: How,
+    /// As far as it is known.
+    pub(crate) peer: Known<'a>,
+    pub(crate) text: &'a str,
+    /// How many like it had no line before this one.
+    pub(crate) unwritten: u64,
+}
+
+/// What was wrong with a connection.
+#[derive(Clone, Copy)]
+pub(crate) enum How {
+    Refused,
+    Malformed,
+}
+
+/// What is known of the other end.
+pub(crate) enum Known<'a> {
+    Peer(&'a Peer),
+    /// No more than the kernel said when it connected, if that.
+    Credentials(Option<libc::ucred>, Option<&'a str>),
+}
+
+impl Known<'_> {
+    /// Those that share what may be written of them.
+    fn key(&self) -> (Option<u32>, Option<&str>) {
+        match self {
+            Known::Peer(peer) => (Some(peer.uid), peer.label.as_deref()),
+            Known::Credentials(credentials, label) => {
+                (credentials.map(|credentials| credentials.uid), *label)
+            }
+        }
+    }
+}
+
+impl Turned<'_> {
+    fn outcome(&self) -> &'static str {
+        match self.how {
+            How::Refused => "refused",
+            How::Malformed => "malformed",
+        }
+    }
+}
+
+impl Line for Turned<'_> {
+    fn write(&self, line: &mut String) -> fmt::Result {
+        begin(line, "connection")?;
+        match self.peer {
+            Known::Peer(peer) => write_peer(line, peer)?,
+            Known::Credentials(credentials, label) => {
+                line.push_str(",\"peer\":{");
+                let mut comma = "";
+                if let Some(libc::ucred { pid, uid, gid }) = credentials {
+                    write!(line, "\"pid\":{pid},\"uid\":{uid},\"gid\":{gid}")?;
+                    comma = ",";
+                }
+                if let Some(label) = label {
+                    write!(line, "{comma}\"label\":")?;
+                    write_string(line, label)?;
+                }
+                line.push('}');
+            }
+        }
+        string(line, "outcome", self.outcome())?;
+        string(line, "reason", self.text)?;
+        if self.unwritten > 0 {
+            write!(line, ",\"unwritten\":{}", self.unwritten)?;
+        }
+        line.write_str("}\n")
+    }
+
+    fn fields(&self, field: &mut dyn FnMut(&str, fmt::Arguments<'_>)) {
+        let outcome = self.outcome();
+        let (uid, label) = self.peer.key();
+        let (of, uid) = match uid {
+            Some(uid) => (" of user ", uid.to_string()),
+            None => ("", String::new()),
+        };
+        let whose = Whose(label);
+        field(
+            "MESSAGE",
+            format_args!("connection{of}{uid}{whose}: {outcome}: {}", self.text),
+        );
+        field("PRIORITY", format_args!("4"));
+        field("VIRT_INTERNAL_EVENT", format_args!("connection"));
+        match self.peer {
+            Known::Peer(peer) => peer_fields(peer, field),
+            Known::Credentials(credentials, label) => {
+                if let Some(libc::ucred { pid, uid, gid }) = credentials {
+                    field("VIRT_INTERNAL_PEER_PID", format_args!("{pid}"));
+                    field("VIRT_INTERNAL_PEER_UID", format_args!("{uid}"));
+                    field("VIRT_INTERNAL_PEER_GID", format_args!("{gid}"));
+                }
+                if let Some(label) = label {
+                    field("VIRT_INTERNAL_LABEL", format_args!("{label}"));
+                }
+            }
+        }
+        field("VIRT_INTERNAL_OUTCOME", format_args!("{outcome}"));
+        field("VIRT_INTERNAL_REASON", format_args!("{}", self.text));
+    }
+}
+
+/// How many lines about connections a user at a listener gets in a second:
+/// whoever connects in a loop must not fill the disk.
+const TURNED_PER_SECOND: u64 = 10;
+
+/// How many users and listeners that is counted for.
+const TURNED_KEYS: usize = 1024;
+
+/// What was written about connections of late.
+#[derive(Default)]
+pub(crate) struct Throttle(Mutex<Vec<Turns>>);
+
+struct Turns {
+    uid: Option<u32>,
+    label: Option<String>,
+    since: Instant,
+    written: u64,
+    unwritten: u64,
+}
+
+impl Throttle {
+    /// How many were not written before this one, which is; `None`: neither is
+    /// this one.
+    pub(crate) fn pass(&self, peer: &Known<'_>) -> Option<u64> {
+        self.pass_at(peer.key(), Instant::now())
+    }
+
+    fn pass_at(&self, (uid, label): (Option<u32>, Option<&str>), now: Instant) -> Option<u64> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |turns: &Turns| now.duration_since(turns.since) >= Duration::from_secs(1);
+        let found = all
+            .iter()
+            .position(|turns| turns.uid == uid && turns.label.as_deref() == label);
+        let index = match found {
+            Some(index) => index,
+            None => {
+                if all.len() >= TURNED_KEYS {
+                    all.retain(|turns| !is_over(turns));
+                }
+                if all.len() >= TURNED_KEYS {
+                    return None;
+                }
+                all.push(Turns {
+                    uid,
+                    label: label.map(str::to_owned),
+                    since: now,
+                    written: 0,
+                    unwritten: 0,
+                });
+                all.len() - 1
+            }
+        };
+        let turns = &mut all[index];
+        if is_over(turns) {
+            turns.since = now;
+            turns.written = 0;
+        }
+        if turns.written >= TURNED_PER_SECOND {
+            turns.unwritten += 1;
+            return None;
+        }
+        turns.written += 1;
+        Some(std::mem::take(&mut turns.unwritten))
+    }
+}
+
+/// " at vm-1", where there is a label.
+struct Whose<'a>(Option<&'a str>);
+
+impl fmt::Display for Whose<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(label) => write!(f, " at {label}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How urgent the journal is told that it is.
+fn priority(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Handled | Verdict::NotHandled => 6,
+        Verdict::Refused | Verdict::Unknown => 4,
+        Verdict::Failed => 3,
+    }
+}
+
+/// What every line has first.
+fn begin(line: &mut String, event: &str) -> fmt::Result {
+    let now = SystemTime::now();
+    let time = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    write!(
+        line,
+        "{{\"time\":\"{}\",\"event\":\"{event}\"",
+        Timestamp(time)
+    )
+}
+
+fn write_peer(line: &mut String, peer: &Peer) -> fmt::Result {
+    let Peer {
+        pid,
+        uid,
+        gid,
+        cgroup,
+        label,
+        by_pidfd,
+        ..
+    } = peer;
+    write!(
+        line,
+        ",\"peer\":{{\"pid\":{pid},\"uid\":{uid},\"gid\":{gid}"
+    )?;
+    string(line, "cgroup", cgroup)?;
+    if let Some(label) = label {
+        string(line, "label", label)?;
+    }
+    write!(line, ",\"pidfd\":{by_pidfd}}}")
+}
+
+fn peer_fields(peer: &Peer, field: &mut dyn FnMut(&str, fmt::Arguments<'_>)) {
+    field("VIRT_INTERNAL_PEER_PID", format_args!("{}", peer.pid));
+    field("VIRT_INTERNAL_PEER_UID", format_args!("{}", peer.uid));
+    field("VIRT_INTERNAL_PEER_GID", format_args!("{}", peer.gid));
+    field("VIRT_INTERNAL_PEER_CGROUP", format_args!("{}", peer.cgroup));
+    if let Some(label) = &peer.label {
+        field("VIRT_INTERNAL_LABEL", format_args!("{label}"));
+    }
+}
+
+/// Time since 1970, as RFC 3339 has it, in UTC and with microseconds.
+struct Timestamp(Duration);
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (days, second) = (seconds / 86_400, seconds % 86_400);
+        // Years that begin with March end with the day that some have and some
+        // have not; 400 of them are one era, which always has as many days.
+        let days = days + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let (month, next) = match month {
+            0..=9 => (month + 3, 0),
+            _ => (month - 9, 1),
+        };
+        write!(
+            f,
+            "{:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
+            era * 400 + year + next,
+            second / 3600,
+            second / 60 % 60,
+            second % 60,
+            self.0.subsec_micros()
+        )
     }
 }
 
@@ -143,17 +540,100 @@ pub(crate) fn outcome(verdict: Verdict) -> &'static str {
 }
 
 /// A field with a text.
-fn string(line: &mut String, name: &str, text: &str) -> std::fmt::Result {
+fn string(line: &mut String, name: &str, text: &str) -> fmt::Result {
     write!(line, ",\"{name}\":")?;
     write_string(line, text)
 }
 
-/// A text as JSON.
-pub(crate) fn write_string(json: &mut String, text: &str) -> std::fmt::Result {
-    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\' && byte != 0x7f;
+/// A text as JSON. What a terminal could take for something else than a text is
+/// escaped, too: a peer chooses the names of cgroups.
+pub(crate) fn write_string(json: &mut String, text: &str) -> fmt::Result {
+    let is_plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+    json.push('"');
     if text.bytes().all(is_plain) {
-        return write!(json, "\"{text}\"");
+        json.push_str(text);
+    } else {
+        for character in text.chars() {
+            match character {
+                '"' | '\\' => {
+                    json.push('\\');
+                    json.push(character);
+                }
+                // Separators of lines, and what turns the direction of text.
+                '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                    write!(json, "\\u{:04x}", u32::from(character))?;
+                }
+                _ if character.is_control() => write!(json, "\\u{:04x}", u32::from(character))?,
+                _ => json.push(character),
+            }
+        }
     }
-    let text = serde_json::to_string(text).map_err(|_| std::fmt::Error)?;
-    json.write_str(&text)
+    json.push('"');
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_that_of_rfc_3339() {
+        for (seconds, micros, text) in [
+            (0, 0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_399, 999_999, "2000-02-28T23:59:59.999999Z"),
+            (951_782_400, 1, "2000-02-29T00:00:00.000001Z"),
+            (951_868_800, 0, "2000-03-01T00:00:00.000000Z"),
+            (1_735_689_599, 0, "2024-12-31T23:59:59.000000Z"),
+            (1_735_689_600, 0, "2025-01-01T00:00:00.000000Z"),
+            (4_107_542_399, 0, "2100-02-28T23:59:59.000000Z"),
+            (4_107_542_400, 0, "2100-03-01T00:00:00.000000Z"),
+        ] {
+            let time = Duration::from_secs(seconds) + Duration::from_micros(micros);
+            assert_eq!(Timestamp(time).to_string(), text, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_text_cannot_leave_its_string() {
+        for text in [
+            "plain",
+            "a\"b\\c",
+            "\n{\"forged\":true}\n",
+            "\u{1b}[2J\u{7f}\u{9b}",
+            "\u{202e}txt\u{2028}",
+            "ümläut 😀",
+            "\0",
+        ] {
+            let mut json = String::new();
+            write_string(&mut json, text).expect("a String takes everything");
+            let read: String = serde_json::from_str(&json)
+                .unwrap_or_else(|error| panic!("{json:?} is no JSON: {error}"));
+            assert_eq!(read, text);
+            let odd =
+                |character: char| character.is_control() || "\u{202e}\u{2028}".contains(character);
+            assert!(!json.contains(odd), "{json:?} has what a terminal obeys");
+        }
+    }
+
+    #[test]
+    fn a_user_gets_ten_lines_about_connections_in_a_second() {
+        let throttle = Throttle::default();
+        let start = Instant::now();
+        let pass = |uid, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            throttle.pass_at((Some(uid), Some("vm-1")), now)
+        };
+        for _ in 0..10 {
+            assert_eq!(pass(107, 0), Some(0));
+        }
+        assert_eq!(pass(107, 0), None);
+        assert_eq!(pass(107, 0), None);
+        assert_eq!(pass(108, 0), Some(0), "another user has lines of its own");
+        assert_eq!(
+            pass(107, 1),
+            Some(2),
+            "the next line says how many had none"
+        );
+        assert_eq!(pass(107, 1), Some(0));
+    }
 }

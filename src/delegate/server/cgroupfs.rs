@@ -90,6 +90,40 @@ pub(crate) fn reach(descriptor: c_int) -> Result<Reached, Unreachable> {
     mounts[index].open(descriptor).map_err(Unreachable::Failed)
 }
 
+/// Opens a cgroup by its path in a hierarchy, as a line of /proc/PID/cgroup has
+/// both.
+pub(crate) fn open(controllers: &str, path: &str) -> Result<Fd, Errno> {
+    let mut mounts = MOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let find = |mounts: &[Mount]| {
+        let below = |mount: &Mount| {
+            let below = Path::new(path).strip_prefix(&mount.root).ok()?;
+            Some(below.to_owned())
+        };
+        let mut mounts = mounts
+            .iter()
+            .filter(|mount| mount.controllers == controllers);
+        mounts.find_map(|mount| Some((mount.directory.try_clone().ok()?, below(mount)?)))
+    };
+    let found = match find(&mounts) {
+        Some(found) => Some(found),
+        None => {
+            *mounts = read_mounts()?;
+            find(&mounts)
+        }
+    };
+    drop(mounts);
+    let (directory, below) = found.ok_or(Errno::ENOENT)?;
+    let name = Path::new(".").join(below);
+    let name = CString::new(name.into_os_string().into_encoded_bytes());
+    let name = name.map_err(|_| Errno::EINVAL)?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: a C string and numbers; it returns a new descriptor.
+    unsafe {
+        let opened = libc::openat(directory.as_raw_fd(), name.as_ptr(), flags);
+        Ok(Fd::new(check(opened)?))
+    }
+}
+
 /// The kernel's struct file_handle, with as much room as it can need.
 #[repr(C, align(4))]
 struct FileHandle {

@@ -11,23 +11,24 @@ use std::time::{Duration, Instant};
 
 use libc::c_int;
 
-use super::Shared;
-use super::audit::Record;
-use super::peer::Peer;
+use super::audit::{How, Known, Record};
+use super::peer::{self, Peer};
 use super::pidfd::{self, Info};
 use super::scope::Connected;
 use super::serve::{Asked, Lists, Serve, Subject, Unfit};
+use super::{Arriving, Shared};
 use crate::delegate::policy::{Denied, Hierarchy, Policy, Rule};
 use crate::delegate::socket;
 use crate::delegate::wire::{
-    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, Spoken, TEXT_MAX, Verdict,
-    bytes_of, erase, hello, read_hello,
+    Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, SAME_PROCESS, Spoken, TEXT_MAX,
+    Verdict, bytes_of, erase, hello, read_hello,
 };
 use crate::dispatch::{self, Operation, Outcome};
 use crate::errno::Errno;
 use crate::error::{Code, Error};
 use crate::kernel::file::Fd;
 use crate::kernel::memory;
+use crate::kernel::process::Held;
 use crate::operation::{self, Allowed, OPERATIONS};
 use crate::thread;
 
@@ -52,25 +53,41 @@ impl From<Malformed> for End {
 }
 
 /// Serves a connection until it ends.
-pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Option<String>) {
+///
+/// Once the peer is known to be within its quotas, it is not `arriving` any
+/// more.
+pub(super) fn serve(
+    shared: &Shared,
+    socket: &Fd,
+    peer: Option<Peer>,
+    label: Option<String>,
+    arriving: &mut Option<Arriving>,
+) {
     let policy = shared.policy();
     let known = match peer {
         Some(peer) => Ok(peer),
-        None => Peer::of(socket.get(), &policy.hierarchy, label),
+        None => Peer::of(socket.get(), &policy.hierarchy, label.clone()),
     };
     let peer = match known {
         Ok(peer) => peer,
-        Err(unknown) => return shared.dismiss(socket, &unknown.to_string()),
+        Err(unknown) => {
+            let known = Known::Credentials(peer::credentials(socket.get()).ok(), label.as_deref());
+            return shared.dismiss(socket, known, &unknown.to_string());
+        }
     };
     let quota = policy.quota_for(&peer.facts());
     drop(policy);
     let connected = match shared.scopes.connect(&peer, quota) {
         Ok(connected) => connected,
-        Err(exhausted) => return shared.dismiss(socket, &exhausted.to_string()),
+        Err(exhausted) => {
+            return shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
+        }
     };
+    *arriving = None;
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
     let Ok(buffer) = Buffer::new() else {
-        return shared.dismiss(socket, "the delegate has no memory left");
+        let text = "the delegate has no memory left";
+        return shared.dismiss(socket, Known::Peer(&peer), text);
     };
     let connection = Connection {
         shared,
@@ -82,16 +99,14 @@ pub(super) fn serve(shared: &Shared, socket: &Fd, peer: Option<Peer>, label: Opt
         policy: shared.numbered_policy(),
         buffer,
         texts: Texts::default(),
-        cgroup: None,
+        last: Last::default(),
     });
 }
 
 impl Shared {
     /// Tells a peer why it is not served.
-    fn dismiss(&self, socket: &Fd, text: &str) {
-        self.metrics
-            .connections_refused
-            .fetch_add(1, Ordering::Relaxed);
+    fn dismiss(&self, socket: &Fd, peer: Known<'_>, text: &str) {
+        self.turn_away(How::Refused, peer, text);
         let _ = allow_descriptors(socket, false);
         goodbye(socket, 0, text);
     }
@@ -105,7 +120,7 @@ pub(super) fn allow_descriptors(socket: &Fd, allow: bool) -> Result<(), Errno> {
 }
 
 /// The last words on a connection: an answer to what is no request.
-fn goodbye(socket: &Fd, request: u64, text: &str) {
+pub(super) fn goodbye(socket: &Fd, request: u64, text: &str) {
     let answer = Answer {
         verdict: Verdict::Refused,
         code: Code::VIR_INTERNAL_ERR_REFUSED as u32,
@@ -143,27 +158,53 @@ fn send(
     }
 }
 
-/// Where messages are received. Mapped, so that no more of it is in use than
-/// the longest message so far.
-struct Buffer(*mut u8);
+/// Where messages are received. Most are short: memory for long ones is only
+/// touched by those.
+struct Buffer {
+    short: [u8; SHORT],
+    long: *mut u8,
+}
+
+const SHORT: usize = 256;
 
 const MESSAGE_MAX: usize = size_of::<Header>() + BODY_MAX;
 
 impl Buffer {
     fn new() -> Result<Buffer, Errno> {
-        memory::map(MESSAGE_MAX).map(|mapping| Buffer(mapping.cast()))
+        memory::map(MESSAGE_MAX).map(|mapping| Buffer {
+            short: [0; SHORT],
+            long: mapping.cast(),
+        })
     }
 
-    fn get(&mut self) -> &mut [u8] {
+    fn long(&mut self) -> &mut [u8] {
         // SAFETY: as large as that, zeroed, and reached through `self` only.
-        unsafe { std::slice::from_raw_parts_mut(self.0, MESSAGE_MAX) }
+        unsafe { std::slice::from_raw_parts_mut(self.long, MESSAGE_MAX) }
+    }
+
+    /// What takes a message of any length.
+    fn as_iovecs(&mut self) -> [libc::iovec; 2] {
+        let long = socket::slice_mut(&mut self.long()[SHORT..]);
+        [socket::slice_mut(&mut self.short), long]
+    }
+
+    /// A message that was received.
+    fn message(&mut self, length: usize) -> &mut [u8] {
+        if length <= SHORT {
+            return &mut self.short[..length];
+        }
+        let start = self.short;
+        erase(&mut self.short);
+        let message = &mut self.long()[..length];
+        message[..SHORT].copy_from_slice(&start);
+        message
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and no reference is left.
-        unsafe { memory::unmap(self.0.cast(), MESSAGE_MAX) };
+        unsafe { memory::unmap(self.long.cast(), MESSAGE_MAX) };
     }
 }
 
@@ -196,7 +237,15 @@ struct Workspace {
     policy: (u64, Arc<Policy>),
     buffer: Buffer,
     texts: Texts,
-    /// The cgroup that a target was in last, by its number.
+    last: Last,
+}
+
+/// What is kept from one request to the next.
+#[derive(Default)]
+struct Last {
+    /// The process that it was about.
+    process: Option<Fd>,
+    /// The cgroup that a target was in, by its number.
     cgroup: Option<(u64, String)>,
 }
 
@@ -208,7 +257,7 @@ impl Connection<'_> {
         }
         if let Err(End::Malformed(Malformed(what))) = ended {
             let shared = self.shared;
-            shared.metrics.malformed.fetch_add(1, Ordering::Relaxed);
+            shared.turn_away(How::Malformed, Known::Peer(&self.peer), what);
             goodbye(self.socket, 0, what);
         }
     }
@@ -250,8 +299,7 @@ impl Connection<'_> {
 
     /// Receives one message, and the descriptors that came along.
     fn receive<'b>(&self, buffer: &'b mut Buffer) -> Result<(&'b mut [u8], Vec<Fd>), End> {
-        let buffer = buffer.get();
-        let buffers = [socket::slice_mut(buffer)];
+        let buffers = buffer.as_iovecs();
         let received = loop {
             // SAFETY: a slice that nobody else uses.
             match unsafe { socket::receive(self.socket.get(), &buffers, 0) } {
@@ -267,7 +315,7 @@ impl Connection<'_> {
             .into()),
             0 => Err(End::Closed),
             length => Ok((
-                &mut buffer[..length],
+                buffer.message(length),
                 received.descriptors.into_iter().flatten().collect(),
             )),
         }
@@ -282,14 +330,7 @@ impl Connection<'_> {
         }
         let policy = &*space.policy.1;
         let texts = &mut space.texts;
-        let done = self.answer(
-            message,
-            descriptors,
-            start,
-            policy,
-            texts,
-            &mut space.cgroup,
-        );
+        let done = self.answer(message, descriptors, start, policy, texts, &mut space.last);
         erase(message);
         done
     }
@@ -301,10 +342,14 @@ impl Connection<'_> {
         start: Instant,
         policy: &Policy,
         texts: &mut Texts,
-        cgroup: &mut Option<(u64, String)>,
+        last: &mut Last,
     ) -> Result<(), End> {
         let (header, body) = Header::split(message)?;
+        let same_process = header.flags == SAME_PROCESS;
         match header.operation {
+            HELLO | OUTCOME if same_process => {
+                Err(Malformed("what is no request has the flag of one").into())
+            }
             HELLO => Err(Malformed("there is a second hello").into()),
             OUTCOME => self.tell_outcome(header, body, &descriptors),
             id => {
@@ -329,7 +374,7 @@ impl Connection<'_> {
                     start,
                     lists: &Lists::default(),
                     texts,
-                    cgroup,
+                    last,
                 };
                 operation::serve(job)
             }
@@ -454,7 +499,7 @@ pub(crate) struct Job<'a> {
     start: Instant,
     lists: &'a Lists,
     texts: &'a mut Texts,
-    cgroup: &'a mut Option<(u64, String)>,
+    last: &'a mut Last,
 }
 
 /// How a job ended: the connection goes on, or not.
@@ -462,6 +507,9 @@ pub(crate) type Done = Result<(), End>;
 
 impl<'a> Job<'a> {
     /// Reads the request, has it permitted, done and proved, and leaves a line.
+    // Not inlined: else each operation's thread would have the stack of the
+    // one that needs most.
+    #[inline(never)]
     pub(crate) fn serve<O: Serve<'a>>(self) -> Done {
         let Job {
             connection,
@@ -472,7 +520,14 @@ impl<'a> Job<'a> {
         } = self;
         let Connection { shared, peer, .. } = connection;
         texts.clear();
-        let mut subject = Subject::new(peer, self.descriptors, self.lists);
+        let known = match header.flags {
+            SAME_PROCESS => {
+                let last = self.last.process.take();
+                Some(last.ok_or(Malformed("there is no process of a request before"))?)
+            }
+            _ => None,
+        };
+        let mut subject = Subject::new(peer, known, self.descriptors, self.lists);
         let mut body = Reader(self.body);
         let read = O::read(&mut body, &mut subject).and_then(|operation| {
             body.end()?;
@@ -482,7 +537,6 @@ impl<'a> Job<'a> {
         let target = subject.info();
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
-        // Closed when the peer has its answer: that takes its time.
         let mut held = None;
         let quota = policy.quota_for(&peer.facts());
         let running = connection.connected.scope.begin(header.request, quota);
@@ -493,31 +547,35 @@ impl<'a> Job<'a> {
             (Ok(mut operation), Ok(_)) => {
                 // A String takes everything.
                 let _ = operation.asked(&mut texts.asked);
-                cgroup = match cgroup_of(&subject, &policy.hierarchy, self.cgroup) {
-                    Ok(cgroup) => cgroup,
-                    Err(error) => return connection.reply(header, Said::error(error)),
-                };
-                match permit(&mut operation, policy, peer, target, cgroup) {
-                    Err(denied) => Said::refused(denied.to_string()).with_results(&operation),
-                    Ok(permitting) => {
-                        rule = Some(permitting.name.as_str());
-                        // A handler does not tell.
-                        let replaces = O::REPLACES && self.kind.registry.is_empty();
-                        if !replaces {
-                            let _ = operation.before(&mut texts.before);
+                match cgroup_of(&subject, &policy.hierarchy, &mut self.last.cgroup) {
+                    Err(error) => Said::error(error),
+                    Ok(path) => {
+                        cgroup = path;
+                        match permit(&mut operation, policy, peer, target, cgroup) {
+                            Err(denied) => {
+                                Said::refused(denied.to_string()).with_results(&operation)
+                            }
+                            Ok(permitting) => {
+                                rule = Some(permitting.name.as_str());
+                                // A handler does not tell.
+                                let replaces = O::REPLACES && self.kind.registry.is_empty();
+                                if !replaces {
+                                    let _ = operation.before(&mut texts.before);
+                                }
+                                let held = &*held.insert(subject.hold()?);
+                                let done = dispatch::serve(self.kind, &operation, held);
+                                if replaces {
+                                    let _ = operation.before(&mut texts.before);
+                                }
+                                let said = match done {
+                                    Ok(Outcome::Done) => Said::handled(),
+                                    Ok(Outcome::NotHandled) => Said::not_handled(),
+                                    Err(error) => Said::error(error),
+                                };
+                                let _ = operation.after(&mut texts.after);
+                                said.with_results(&operation)
+                            }
                         }
-                        let held = held.insert(subject.hold()?);
-                        let done = dispatch::serve(self.kind, &operation, held);
-                        if replaces {
-                            let _ = operation.before(&mut texts.before);
-                        }
-                        let said = match done {
-                            Ok(Outcome::Done) => Said::handled(),
-                            Ok(Outcome::NotHandled) => Said::not_handled(),
-                            Err(error) => Said::error(error),
-                        };
-                        let _ = operation.after(&mut texts.after);
-                        said.with_results(&operation)
                     }
                 }
             }
@@ -544,7 +602,10 @@ impl<'a> Job<'a> {
         if let Ok(running) = running {
             running.end(said.answer, &said.text);
         }
-        connection.reply(header, said)
+        let replied = connection.reply(header, said);
+        // What it takes the place of is closed when the peer has its answer.
+        self.last.process = held.map(|held: Held| held.into_known().fd);
+        replied
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_int;
 
@@ -25,6 +26,7 @@ pub(super) struct Listener {
     pub(super) name: String,
     pub(super) label: Option<String>,
     socket: Fd,
+    closed: AtomicBool,
     /// The file that was made for it, with its device and inode.
     file: Option<(PathBuf, (u64, u64))>,
 }
@@ -124,8 +126,34 @@ impl Listener {
             name: name.to_owned(),
             label: label.map(str::to_owned),
             socket,
+            closed: AtomicBool::new(false),
             file,
         })
+    }
+
+    /// Takes no more connections, at once: its address can be had again. A
+    /// socket that was taken over is also that of whoever gave it.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if self.file.is_some() {
+            // SAFETY: numbers only.
+            unsafe { libc::shutdown(self.socket.get(), libc::SHUT_RDWR) };
+            self.remove_file();
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn remove_file(&self) {
+        // Another delegate may have made a new one.
+        if let Some((path, identity)) = &self.file
+            && fs::symlink_metadata(path)
+                .is_ok_and(|status| (status.dev(), status.ino()) == *identity)
+        {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// A connection that waits, if there is one.
@@ -141,7 +169,8 @@ impl Listener {
             match accepted {
                 Ok(socket) => return Some(socket),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return None,
+                // It was closed meanwhile.
+                Err(Errno::EAGAIN | Errno::EINVAL) => return None,
                 Err(_) => {
                     // No descriptors left, maybe: others end.
                     std::thread::sleep(std::time::Duration::from_millis(20));
@@ -154,13 +183,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Another delegate may have made a new one.
-        if let Some((path, identity)) = &self.file
-            && fs::symlink_metadata(path)
-                .is_ok_and(|status| (status.dev(), status.ino()) == *identity)
-        {
-            let _ = fs::remove_file(path);
-        }
+        self.remove_file();
     }
 }
 

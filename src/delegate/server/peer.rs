@@ -61,7 +61,7 @@ impl std::fmt::Display for Unknown {
     }
 }
 
-fn socket_option<T>(socket: c_int, option: c_int, mut value: T) -> Result<T, Errno> {
+pub(crate) fn socket_option<T>(socket: c_int, option: c_int, mut value: T) -> Result<T, Errno> {
     let mut length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the kernel writes at most as many bytes as the value has, all of
     // which are integers.
@@ -77,6 +77,16 @@ fn socket_option<T>(socket: c_int, option: c_int, mut value: T) -> Result<T, Err
     .map(|_| value)
 }
 
+/// The ids of whoever made a connection, as they were then.
+pub(crate) fn credentials(socket: c_int) -> Result<libc::ucred, Errno> {
+    let nobody = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    socket_option(socket, libc::SO_PEERCRED, nobody)
+}
+
 impl Peer {
     /// Whoever made the connection (or, of a socketpair, the pair).
     pub(crate) fn of(
@@ -85,13 +95,8 @@ impl Peer {
         label: Option<String>,
     ) -> Result<Peer, Unknown> {
         const SO_PEERPIDFD: c_int = 77;
-        let nobody = libc::ucred {
-            pid: 0,
-            uid: u32::MAX,
-            gid: u32::MAX,
-        };
-        let credentials = socket_option(socket, libc::SO_PEERCRED, nobody)
-            .map_err(|errnum| Unknown::Failed("credentials", errnum))?;
+        let credentials =
+            credentials(socket).map_err(|errnum| Unknown::Failed("credentials", errnum))?;
         let Ok(pid) = Pid::new(credentials.pid) else {
             // In no PID namespace that this one can see.
             return Err(Unknown::Gone);
@@ -103,9 +108,42 @@ impl Peer {
             Err(Errno::ESRCH | Errno::EINVAL) => return Err(Unknown::Gone),
             Err(_) => (pidfd_open(pid.get(), 0).map_err(|_| Unknown::Gone)?, false),
         };
+        let peer = Peer {
+            uid: credentials.uid,
+            gid: credentials.gid,
+            label,
+            by_pidfd,
+            ..Peer::process(pid.get(), &pidfd, hierarchy)?
+        };
+        Ok(peer)
+    }
+
+    /// Whoever is said to use a connection: a process held by a pidfd.
+    pub(crate) fn given(
+        pidfd: &Fd,
+        uid: u32,
+        gid: u32,
+        hierarchy: &Hierarchy,
+        label: Option<String>,
+    ) -> Result<Peer, Unknown> {
+        let info = pidfd::info(pidfd.get()).map_err(|errnum| match errnum {
+            Errno::ESRCH => Unknown::Gone,
+            errnum => Unknown::Failed("process", errnum),
+        })?;
+        Ok(Peer {
+            uid,
+            gid,
+            label,
+            ..Peer::process(info.process, pidfd, hierarchy)?
+        })
+    }
+
+    /// What is read of a process by its number, while the pidfd says that it is
+    /// that process's.
+    fn process(pid: pid_t, pidfd: &Fd, hierarchy: &Hierarchy) -> Result<Peer, Unknown> {
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        let namespace = Namespace::of(pid.get()).map_err(errno);
-        if has_exited(&pidfd).unwrap_or(true) {
+        let namespace = Namespace::of(pid).map_err(errno);
+        if has_exited(pidfd).unwrap_or(true) {
             return Err(Unknown::Gone);
         }
         let cgroups = cgroups.map_err(|error| Unknown::Failed("cgroup", errno(error)))?;
@@ -114,13 +152,13 @@ impl Peer {
             .ok_or_else(|| Unknown::NoCgroup(hierarchy.clone()))?
             .to_owned();
         Ok(Peer {
-            pid: pid.get(),
-            uid: credentials.uid,
-            gid: credentials.gid,
+            pid,
+            uid: u32::MAX,
+            gid: u32::MAX,
             cgroup,
             cgroups,
-            label,
-            by_pidfd,
+            label: None,
+            by_pidfd: true,
             namespace,
         })
     }

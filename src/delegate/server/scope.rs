@@ -117,7 +117,7 @@ impl Drop for Connected<'_> {
         state.connections -= 1;
         // What it remembers is asked for over a new connection: it is kept
         // while there are few that do so.
-        const KEPT: usize = 1024;
+        const KEPT: usize = 64;
         let forget = state.connections == 0 && (state.outcomes.is_empty() || scopes.len() > KEPT);
         drop(state);
         if forget {

@@ -68,7 +68,7 @@ pub(crate) struct Asked<'a> {
 
 impl Asked<'_> {
     /// That the rule's bounds deny it.
-    pub(crate) fn beyond(&self, why: impl Into<String>) -> std::result::Result<(), Denied> {
+    pub(crate) fn beyond<T>(&self, why: impl Into<String>) -> std::result::Result<T, Denied> {
         Err(self.rule.denied(Closeness::Bounds, why))
     }
 }
@@ -108,6 +108,8 @@ pub(crate) struct Lists {
 /// What a request is about: descriptors that a peer sent.
 pub(crate) struct Subject<'m> {
     peer: &'m Peer,
+    /// The process of the request before, if it is that one's again.
+    known: Option<Fd>,
     descriptors: std::vec::IntoIter<Fd>,
     lists: &'m Lists,
     process: Option<(Fd, Info)>,
@@ -116,9 +118,15 @@ pub(crate) struct Subject<'m> {
 }
 
 impl<'m> Subject<'m> {
-    pub(crate) fn new(peer: &'m Peer, descriptors: Vec<Fd>, lists: &'m Lists) -> Self {
+    pub(crate) fn new(
+        peer: &'m Peer,
+        known: Option<Fd>,
+        descriptors: Vec<Fd>,
+        lists: &'m Lists,
+    ) -> Self {
         Subject {
             peer,
+            known,
             descriptors: descriptors.into_iter(),
             lists,
             process: None,
@@ -137,20 +145,19 @@ impl<'m> Subject<'m> {
         if !pidfd::is_pidfd(fd.get()) {
             return Err(Malformed("what was sent as a process is not a pidfd").into());
         }
-        match pidfd::info(fd.get()) {
-            Ok(info) => Ok((fd, info)),
-            Err(Errno::ESRCH) => Err(gone().into()),
-            Err(errnum) => Err(Error::failed(
-                errnum,
-                format_args!("cannot tell which process was sent"),
-            )
-            .into()),
-        }
+        let info = info_of(&fd)?;
+        Ok((fd, info))
     }
 
     /// The process that comes first.
     pub(crate) fn process(&mut self) -> Read<Pid> {
-        let (fd, info) = self.next_pidfd("a process is missing")?;
+        let (fd, info) = match self.known.take() {
+            Some(fd) => {
+                let info = info_of(&fd)?;
+                (fd, info)
+            }
+            None => self.next_pidfd("a process is missing")?,
+        };
         if info.pid != info.process {
             return Err(Malformed("what was sent as a process is a thread").into());
         }
@@ -172,7 +179,7 @@ impl<'m> Subject<'m> {
             _ => {
                 let (fd, info) = self.next_pidfd("a thread is missing")?;
                 if info.process != pid.get() {
-                    return Err(not_its_thread(pid, tid).into());
+                    return Err(not_its_thread(tid).into());
                 }
                 (info.pid, Some(fd))
             }
@@ -193,8 +200,11 @@ impl<'m> Subject<'m> {
             if tid <= 0 {
                 return Err(Malformed("the number of a thread is below 1").into());
             }
-            // One that has exited stays what it is: nobody's.
-            tids.push(self.translate(pid, tid).unwrap_or(NOBODY));
+            tids.push(match self.peer.translate(pid, tid) {
+                // One that has exited stays what it is: nobody's.
+                Err(Errno::ESRCH) => NOBODY,
+                translated => translated.map_err(|errnum| untranslated(tid, errnum))?,
+            });
         }
         Ok(self.lists.tids.get_or_init(|| tids))
     }
@@ -232,11 +242,8 @@ impl<'m> Subject<'m> {
         self.peer
             .translate(pid, tid)
             .map_err(|errnum| match errnum {
-                Errno::ESRCH => not_its_thread(pid, tid),
-                _ => Error::failed(
-                    errnum,
-                    format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
-                ),
+                Errno::ESRCH => not_its_thread(tid),
+                _ => untranslated(tid, errnum),
             })
     }
 
@@ -270,6 +277,13 @@ impl<'m> Subject<'m> {
     }
 }
 
+fn info_of(pidfd: &Fd) -> Result<Info> {
+    pidfd::info(pidfd.get()).map_err(|errnum| match errnum {
+        Errno::ESRCH => gone(),
+        _ => Error::failed(errnum, format_args!("cannot tell which process was sent")),
+    })
+}
+
 /// The number of no thread: it is above all that the kernel gives.
 const NOBODY: pid_t = pid_t::MAX;
 
@@ -277,8 +291,14 @@ fn gone() -> Error {
     Error::no_process(format_args!("the process is no more"))
 }
 
-fn not_its_thread(pid: Pid, tid: pid_t) -> Error {
-    let _ = pid;
+fn untranslated(tid: pid_t, errnum: Errno) -> Error {
+    Error::failed(
+        errnum,
+        format_args!("cannot tell which thread {tid} is in the caller's PID namespace"),
+    )
+}
+
+fn not_its_thread(tid: pid_t) -> Error {
     Error::invalid(format_args!(
         "thread {tid} does not belong to the process, or is no more"
     ))

@@ -24,9 +24,14 @@ receive_pidfd(int server)
         .msg_iov = &data, .msg_iovlen = 1,
         .msg_control = &control, .msg_controllen = sizeof(control)
     };
+    ssize_t length;
     int pidfd;
 
-    if (recvmsg(server, &message, MSG_CMSG_CLOEXEC) != sizeof(reply))
+    /* The kernel's pidfd_open() does not end when a signal comes. */
+    do {
+        length = recvmsg(server, &message, MSG_CMSG_CLOEXEC);
+    } while (length < 0 && errno == EINTR);
+    if (length != sizeof(reply))
         return -1;
     if (reply.errnum || !CMSG_FIRSTHDR(&message)) {
         errno = reply.errnum ? reply.errnum : EPROTO;

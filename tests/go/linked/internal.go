@@ -9,6 +9,7 @@ package linked
 #define VIR_INTERNAL_UNSTABLE_API_OPT_IN
 #include <libvirt/libvirt-internal.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 int goSetMaxFiles(pid_t pid, unsigned int files, void *opaque);
 void goFree(void *opaque);
@@ -35,6 +36,24 @@ static int setMaxFiles(uintptr_t conn, pid_t pid, unsigned int files,
     return virInternalProcessSetMaxFiles((struct _virConnect *)conn, pid, files,
                                          flags);
 }
+
+static int connectDelegate(uintptr_t conn, const char *address,
+                           unsigned int flags)
+{
+    return virInternalConnectDelegate(
+        (struct _virConnect *)conn, VIR_INTERNAL_DELEGATE_VERSION, address,
+        60000, flags);
+}
+
+static int disconnectDelegate(uintptr_t conn)
+{
+    return virInternalDisconnectDelegate((struct _virConnect *)conn);
+}
+
+static int askDelegate(uintptr_t conn, unsigned long long request)
+{
+    return virInternalAskDelegate((struct _virConnect *)conn, request, 0);
+}
 */
 import "C"
 
@@ -53,14 +72,20 @@ const (
 	NoDirect   = C.VIR_INTERNAL_NO_DIRECT
 )
 
+// Optional is a flag of ConnectDelegate.
+const Optional = C.VIR_INTERNAL_DELEGATE_OPTIONAL
+
 // Version is that of the header.
 const Version = C.VIR_INTERNAL_PROCESS_SET_MAX_FILES_VERSION
 
 // Codes of errors.
 const (
-	ErrFailed   = C.VIR_INTERNAL_ERR_FAILED
-	ErrReadBack = C.VIR_INTERNAL_ERR_READ_BACK
-	ErrVersion  = C.VIR_INTERNAL_ERR_VERSION
+	ErrFailed         = C.VIR_INTERNAL_ERR_FAILED
+	ErrReadBack       = C.VIR_INTERNAL_ERR_READ_BACK
+	ErrRefused        = C.VIR_INTERNAL_ERR_REFUSED
+	ErrUnknownOutcome = C.VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+	ErrUnreachable    = C.VIR_INTERNAL_ERR_UNREACHABLE
+	ErrVersion        = C.VIR_INTERNAL_ERR_VERSION
 )
 
 // Conn is the address of a connection, or 0 for all.
@@ -134,5 +159,28 @@ func Unset(conn Conn) error {
 func SetMaxFiles(conn Conn, pid int, files uint, flags uint) (int, error) {
 	return call(func() C.int {
 		return C.setMaxFiles(C.uintptr_t(conn), C.pid_t(pid), C.uint(files), C.uint(flags))
+	})
+}
+
+// ConnectDelegate has the delegate at address asked for conn from now on.
+func ConnectDelegate(conn Conn, address string, flags uint) error {
+	text := C.CString(address)
+	defer C.free(unsafe.Pointer(text))
+	_, err := call(func() C.int {
+		return C.connectDelegate(C.uintptr_t(conn), text, C.uint(flags))
+	})
+	return err
+}
+
+// DisconnectDelegate has no delegate asked for conn any more.
+func DisconnectDelegate(conn Conn) error {
+	_, err := call(func() C.int { return C.disconnectDelegate(C.uintptr_t(conn)) })
+	return err
+}
+
+// AskDelegate is virInternalAskDelegate().
+func AskDelegate(conn Conn, request uint64) (int, error) {
+	return call(func() C.int {
+		return C.askDelegate(C.uintptr_t(conn), C.ulonglong(request))
 	})
 }

@@ -16,6 +16,7 @@ int goLoadedSetMaxFiles(pid_t pid, unsigned int files, void *opaque);
 // Go cannot call a function pointer of C's: so each has a function.
 static __typeof__(virInternalProcessSetMaxFiles) *set_max_files;
 static __typeof__(virInternalSetProcessSetMaxFilesHandler) *set_handler;
+static __typeof__(virInternalConnectDelegate) *connect_delegate;
 
 static const char *load(const char *name)
 {
@@ -24,7 +25,8 @@ static const char *load(const char *name)
     if (!library
         || !(set_max_files = dlsym(library, "virInternalProcessSetMaxFiles"))
         || !(set_handler = dlsym(library,
-                                 "virInternalSetProcessSetMaxFilesHandler")))
+                                 "virInternalSetProcessSetMaxFilesHandler"))
+        || !(connect_delegate = dlsym(library, "virInternalConnectDelegate")))
         return dlerror();
     return NULL;
 }
@@ -38,6 +40,12 @@ static int setHandler(void)
 static int setMaxFiles(pid_t pid, unsigned int files)
 {
     return set_max_files(NULL, pid, files, 0);
+}
+
+static int connectDelegate(const char *address)
+{
+    return connect_delegate(NULL, VIR_INTERNAL_DELEGATE_VERSION, address,
+                            60000, 0);
 }
 */
 import "C"
@@ -68,6 +76,14 @@ func Load(name string) error {
 // SetHandler has Handler called from now on.
 func SetHandler() error {
 	result, errno := C.setHandler()
+	return failure(result, errno)
+}
+
+// ConnectDelegate has the delegate at address asked from now on.
+func ConnectDelegate(address string) error {
+	text := C.CString(address)
+	defer C.free(unsafe.Pointer(text))
+	result, errno := C.connectDelegate(text)
 	return failure(result, errno)
 }
 

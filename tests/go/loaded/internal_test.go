@@ -51,3 +51,35 @@ func TestTheMainScenarioWithTheLibraryLoadedByDlopen(t *testing.T) {
 		t.Errorf("the handler was called %d times, expected %d", calls.Load(), 8*3)
 	}
 }
+
+// It comes after the other: the handler stays.
+func TestADelegateIsAskedByTheLoadedLibrary(t *testing.T) {
+	address := os.Getenv("DELEGATE_ADDRESS")
+	if address == "" {
+		t.Skip("the delegate's policy here is for root")
+	}
+	if err := Load("libvirt-internal.so.0"); err != nil {
+		t.Fatal(err)
+	}
+	Handler = func(int, uint) int { return 1 }
+	if err := ConnectDelegate("unix:"); err != syscall.EINVAL {
+		t.Errorf("the error is %v, expected EINVAL", err)
+	}
+	if err := ConnectDelegate(address); err != nil {
+		t.Fatal(err)
+	}
+	var done sync.WaitGroup
+	for i := 0; i < 8; i++ {
+		done.Add(1)
+		go func() {
+			defer done.Done()
+			if err := SetMaxFiles(os.Getpid(), 999); err != nil {
+				t.Errorf("failed: %v", err)
+			}
+			if err := SetMaxFiles(os.Getpid(), 1001); err != syscall.EPERM {
+				t.Errorf("the error is %v, expected EPERM", err)
+			}
+		}()
+	}
+	done.Wait()
+}

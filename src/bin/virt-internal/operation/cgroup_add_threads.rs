@@ -103,7 +103,10 @@ impl CgroupAddThreads {
     }
 
     fn name(&self) -> Cow<'_, str> {
-        self.group.file_name().unwrap_or(self.group.as_os_str()).to_string_lossy()
+        self.group
+            .file_name()
+            .unwrap_or(self.group.as_os_str())
+            .to_string_lossy()
     }
 
     fn role_option(&self) -> String {
@@ -118,8 +121,11 @@ impl CgroupAddThreads {
         let (kind, file) = (kind.trim(), file.display());
         // Such a group takes no processes either.
         if kind == "domain invalid" {
-            return Missing::new(Kind::Cgroup, "a threaded cgroup: this one is domain invalid")
-                .hint(format!("echo threaded > {file}"));
+            return Missing::new(
+                Kind::Cgroup,
+                "a threaded cgroup: this one is domain invalid",
+            )
+            .hint(format!("echo threaded > {file}"));
         }
         let mut missing = Missing::new(
             Kind::Cgroup,
@@ -236,7 +242,10 @@ impl Request for CgroupAddThreads {
             0 => Ok(()),
             result => Err(Errno::from_raw(-result)),
         };
-        results.iter().map(|(tid, number)| (*tid, result(*number))).collect()
+        results
+            .iter()
+            .map(|(tid, number)| (*tid, result(*number)))
+            .collect()
     }
 
     unsafe fn set_handler(&self, script: Option<&Script>) -> c_int {

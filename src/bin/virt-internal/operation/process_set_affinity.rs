@@ -162,7 +162,9 @@ impl Request for ProcessSetAffinity {
             Errno::EINVAL => Some(
                 Missing::new(Kind::Argument, "an existing CPU").hint(format!(
                     "this machine has the CPUs {}, and a cpuset may allow fewer",
-                    proc::read("/sys/devices/system/cpu/online").unwrap_or_default().trim()
+                    proc::read("/sys/devices/system/cpu/online")
+                        .unwrap_or_default()
+                        .trim()
                 )),
             ),
             _ => None,
@@ -197,7 +199,11 @@ impl Operation for ProcessSetAffinity {
                     let request = ProcessSetAffinity::new(pid, tid, Cpus::one(first));
                     Ok(Box::new(request) as Box<dyn Request>)
                 });
-                Trial { name: "pin", user, stage }
+                Trial {
+                    name: "pin",
+                    user,
+                    stage,
+                }
             })
             .into()
     }

@@ -90,7 +90,9 @@ impl Request for ProcessSetMaxCoreSize {
     }
 
     fn state(&self) -> io::Result<State> {
-        RESOURCE.state(self.pid, |limit| limit.soft == self.bytes && limit.hard == self.bytes)
+        RESOURCE.state(self.pid, |limit| {
+            limit.soft == self.bytes && limit.hard == self.bytes
+        })
     }
 
     fn missing(&self, errnum: Errno) -> Option<Missing> {
@@ -121,6 +123,11 @@ impl Operation for ProcessSetMaxCoreSize {
 
 impl fmt::Display for ProcessSetMaxCoreSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limit core file size of process {} to {}", self.pid, self.asked())
+        write!(
+            f,
+            "limit core file size of process {} to {}",
+            self.pid,
+            self.asked()
+        )
     }
 }

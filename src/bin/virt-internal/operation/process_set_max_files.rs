@@ -106,8 +106,7 @@ impl Request for ProcessSetMaxFiles {
 }
 
 impl Operation for ProcessSetMaxFiles {
-    const ID: virInternalOperation =
-        virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_MAX_FILES;
+    const ID: virInternalOperation = virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_MAX_FILES;
 
     fn scenes() -> Vec<Scene> {
         RESOURCE.scenes(make)
@@ -128,6 +127,11 @@ impl Operation for ProcessSetMaxFiles {
 
 impl fmt::Display for ProcessSetMaxFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limit number of open files of process {} to {}", self.pid, self.asked())
+        write!(
+            f,
+            "limit number of open files of process {} to {}",
+            self.pid,
+            self.asked()
+        )
     }
 }

@@ -99,8 +99,7 @@ impl Request for ProcessSetMaxMemLock {
 }
 
 impl Operation for ProcessSetMaxMemLock {
-    const ID: virInternalOperation =
-        virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_MAX_MEM_LOCK;
+    const ID: virInternalOperation = virInternalOperation::VIR_INTERNAL_OP_PROCESS_SET_MAX_MEM_LOCK;
 
     fn scenes() -> Vec<Scene> {
         RESOURCE.scenes(|pid, bytes| Box::new(ProcessSetMaxMemLock { pid, bytes }))
@@ -121,6 +120,11 @@ impl Operation for ProcessSetMaxMemLock {
 
 impl fmt::Display for ProcessSetMaxMemLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limit locked memory of process {} to {}", self.pid, self.asked())
+        write!(
+            f,
+            "limit locked memory of process {} to {}",
+            self.pid,
+            self.asked()
+        )
     }
 }

@@ -73,7 +73,9 @@ impl Request for ProcessSetMaxProcesses {
 
     fn call(&self, flags: c_uint) -> c_int {
         // SAFETY: numbers only; conn is never dereferenced.
-        unsafe { virInternalProcessSetMaxProcesses(ptr::null_mut(), self.pid, self.processes, flags) }
+        unsafe {
+            virInternalProcessSetMaxProcesses(ptr::null_mut(), self.pid, self.processes, flags)
+        }
     }
 
     unsafe fn set_handler(&self, script: Option<&Script>) -> c_int {
@@ -127,6 +129,11 @@ impl Operation for ProcessSetMaxProcesses {
 
 impl fmt::Display for ProcessSetMaxProcesses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limit number of subprocesses of process {} to {}", self.pid, self.asked())
+        write!(
+            f,
+            "limit number of subprocesses of process {} to {}",
+            self.pid,
+            self.asked()
+        )
     }
 }

@@ -47,7 +47,8 @@ pub struct ProcessSetScheduler {
 
 /// The range is for the library to check.
 fn priority(text: &str) -> Result<c_int, String> {
-    text.parse().map_err(|_| "expected a number, from 1 to 99 for fifo and rr".into())
+    text.parse()
+        .map_err(|_| "expected a number, from 1 to 99 for fifo and rr".into())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -228,7 +229,12 @@ impl Request for ProcessSetScheduler {
 
     fn note(&self) -> Option<String> {
         let is_ignored = self.priority != 0 && !self.policy.is_realtime();
-        is_ignored.then(|| format!("the priority {} is ignored: only fifo and rr take one", self.priority))
+        is_ignored.then(|| {
+            format!(
+                "the priority {} is ignored: only fifo and rr take one",
+                self.priority
+            )
+        })
     }
 
     fn missing(&self, errnum: Errno) -> Option<Missing> {
@@ -246,16 +252,15 @@ impl Request for ProcessSetScheduler {
             let file = file.to_string_lossy();
             if proc::read(&file).is_ok_and(|budget| budget.trim() == "0") {
                 return Some(
-                    Missing::new(Kind::Cgroup, "cpu.rt_runtime_us > 0")
-                        .hint(format!("echo 950000 > {file}, first in the cgroups above it")),
+                    Missing::new(Kind::Cgroup, "cpu.rt_runtime_us > 0").hint(format!(
+                        "echo 950000 > {file}, first in the cgroups above it"
+                    )),
                 );
             }
         }
-        Some(
-            SYS_NICE
-                .missing()
-                .hint("or RLIMIT_RTPRIO, own uid: systemd LimitRTPRIO=99, docker run --ulimit rtprio=99"),
-        )
+        Some(SYS_NICE.missing().hint(
+            "or RLIMIT_RTPRIO, own uid: systemd LimitRTPRIO=99, docker run --ulimit rtprio=99",
+        ))
     }
 }
 
@@ -266,7 +271,12 @@ impl Operation for ProcessSetScheduler {
         let stage = Stage::new(User::Own, |target| {
             let request = |tid: usize, policy, priority| -> Box<dyn Request> {
                 let tid = target.tids[tid];
-                Box::new(ProcessSetScheduler::new(target.pid(), tid, policy, priority))
+                Box::new(ProcessSetScheduler::new(
+                    target.pid(),
+                    tid,
+                    policy,
+                    priority,
+                ))
             };
             Ok(Requests {
                 // Another thread is made idle: not everybody may end that.
@@ -325,8 +335,14 @@ impl fmt::Display for ProcessSetScheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (pid, tid, asked) = (self.pid, self.tid(), self.asked());
         match self.policy {
-            Policy::None => write!(f, "leave the scheduler of thread {tid} of process {pid} as it is"),
-            _ => write!(f, "set the scheduler of thread {tid} of process {pid} to {asked}"),
+            Policy::None => write!(
+                f,
+                "leave the scheduler of thread {tid} of process {pid} as it is"
+            ),
+            _ => write!(
+                f,
+                "set the scheduler of thread {tid} of process {pid} to {asked}"
+            ),
         }
     }
 }

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Peers that take more than their share."""
+
+import os
+import resource
+import threading
+
+import stage
+import support
+import wire
+from support import (Delegate, Peer, Qemu, as_peer, call, connect_delegate,
+                     expect, test)
+from wire import Connection
+
+MIB = 1 << 20
+CORE = wire.bytes_limit(0)
+
+
+def descriptors():
+    """How many a process can have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _silent(outside, path, count, users, hello):
+    """Connections that say nothing, or nothing more; in the root's name, or
+    in that of many users."""
+    count = min(count, descriptors() - 64)
+    held, ended = [], 0
+    for index in range(count):
+        if users:
+            os.setresuid(-1, 0, -1)
+            os.setresuid(-1, users + index // 250, -1)
+        try:
+            held.append(Connection(path, hello=hello))
+        except (wire.Ended, OSError):
+            ended += 1
+    if users:
+        os.setresuid(-1, 0, -1)
+    outside.say([len(held), ended])
+    outside.hear()
+
+
+@test
+def ten_thousand_silent_connections_of_one_peer_leave_room_for_others():
+    delegate = stage.main
+    delegate.require_flat(stage.at_first)
+    memory = delegate.resident()
+    for hello in (False, True):
+        made = 0
+        peers = []
+        try:
+            while made < 10000:
+                peer = Peer(_silent, delegate.socket, 2500, 0, hello,
+                            cgroup=stage.cgroup("flood"))
+                peers.append(peer)
+                made += sum(peer.hear())
+                count = delegate.count()
+                expect(count[0] <= stage.at_first[0] + 600, True,
+                       f"descriptors of the delegate are bounded ({count})")
+            for _ in range(3):
+                support.served(delegate.socket, stage.cgroup("other"))
+            grown = delegate.resident() - memory
+            expect(grown < 64 * MIB, True,
+                   f"memory of the delegate is bounded ({grown} bytes more)")
+        finally:
+            for peer in peers:
+                peer.close()
+        delegate.require_flat(stage.at_first)
+
+
+@test
+def silent_connections_of_thirty_users_leave_room_for_others():
+    """Each within its quota; the delegate starts with the soft limit of 1024
+    files that programs have by default."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    policy = ("version = 1\n" + stage.rule("other", 0, "other") + """
+[[rule]]
+name = "users"
+peer = { uid = "20000-20039" }
+process-set-max-core-size = { max = 0 }
+""")
+    with Delegate(policy, nofile=(min(1024, hard), hard)) as delegate:
+        support.served(delegate.socket, stage.cgroup("other"))
+        support.eventually(lambda: delegate.count()[1] == 1, "it is idle")
+        before = delegate.count()
+        # What a connection takes of the delegate is two or three files.
+        count = min(7500, hard // 4)
+        with Peer(_silent, delegate.socket, count, 20000, True) as peer:
+            made, _ = peer.hear(240)
+            for _ in range(3):
+                support.served(delegate.socket, stage.cgroup("other"))
+        delegate.require_flat(before)
+        expect(made > 200, True, f"there were many ({made})")
+
+
+def _flood(outside, path):
+    connect_delegate(path)
+    stop = threading.Event()
+    done = []
+    with Qemu() as qemu:
+        def ask():
+            while not stop.is_set():
+                code, errnum, message = call(
+                    support.vir.process_set_max_core_size, qemu.pid, 0)
+                done.append(code)
+        threads = [threading.Thread(target=ask) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        outside.say("flooding")
+        outside.hear()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    return [len(done), sorted(set(done))]
+
+
+@test
+def a_flood_of_64_threads_of_one_peer_leaves_room_for_others():
+    delegate = stage.main
+    with Peer(_flood, delegate.socket, cgroup=stage.cgroup("flood")) as peer:
+        peer.hear()
+        for _ in range(20):
+            support.served(delegate.socket, stage.cgroup("other"))
+        peer.say("that is all")
+        count, codes = peer.result()
+    expect(count > 64, True, f"there was a flood ({count} operations)")
+    # Done, or refused by the quota of operations at a time.
+    expect(set(codes) <= {0, 4}, True, f"codes {codes}")
+    delegate.require_flat(stage.at_first)
+
+
+def _never_reads(outside, path):
+    """Asks until the delegate ends it, on several connections."""
+    qemu = Qemu()
+    connections = [Connection(path) for _ in range(4)]
+    for connection in connections:
+        try:
+            while True:
+                connection.send(wire.MAX_CORE_SIZE, CORE, [qemu.pidfd])
+        except (BrokenPipeError, ConnectionResetError):
+            # The delegate had enough.
+            pass
+    outside.say("never reads")
+    outside.hear()
+
+
+@test
+def a_peer_that_never_reads_is_given_up_and_others_are_served():
+    delegate = stage.main
+    with Peer(_never_reads, delegate.socket,
+              cgroup=stage.cgroup("flood")) as peer:
+        peer.hear()
+        for _ in range(3):
+            support.served(delegate.socket, stage.cgroup("other"))
+        # While the peer is still there, and still does not read.
+        delegate.require_flat(stage.at_first)
+
+
+def _over(outside, path):
+    held = [Connection(path) for _ in range(3)]
+    try:
+        Connection(path)
+        fourth = "served"
+    except wire.Ended as ended:
+        fourth = str(ended)
+    held.pop().close()
+    support.eventually(lambda: _connects(path, held), "there is room again")
+    with Qemu() as qemu:
+        answers = [held[0].ask(wire.MAX_CORE_SIZE, CORE, [qemu.pidfd])
+                   for _ in range(50)]
+    return [fourth, [[answer.verdict, answer.text] for answer in answers]]
+
+
+def _connects(path, held):
+    try:
+        held.append(Connection(path))
+        return True
+    except (wire.Ended, OSError):
+        return False
+
+
+@test
+def what_is_over_a_quota_of_connections_or_per_second_is_refused():
+    mark = stage.main.mark()
+    fourth, answers = as_peer(_over, stage.main.socket,
+                              cgroup=stage.cgroup("quota"))
+    expect("3 connections" in fourth, True, f"the fourth connection: {fourth}")
+    refused = [text for verdict, text in answers if verdict == "refused"]
+    handled = [text for verdict, text in answers if verdict == "handled"]
+    expect(len(handled) >= 5, True, f"{len(handled)} were handled")
+    expect(len(refused) > 0, True, "some were refused")
+    expect({("5 operations in a second" in text) for text in refused}, {True},
+           f"why ({refused[0]})")
+    stage.main.line(mark, "process-set-max-core-size", outcome="refused")
