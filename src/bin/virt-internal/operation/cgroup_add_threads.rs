@@ -345,7 +345,9 @@ impl Operation for CgroupAddThreads {
             .map(|(name, version)| Trial {
                 name,
                 user: User::Own,
-                stage: stage(version, User::Own, |request| request(&[1], "vcpu0", Role::Vcpu)),
+                stage: stage(version, User::Own, |request| {
+                    request(&[1], "vcpu0", Role::Vcpu)
+                }),
             })
             .into()
     }
@@ -369,7 +371,9 @@ impl Operation for CgroupAddThreads {
     }
 
     fn policy() -> io::Result<String> {
-        Ok(format!("{NAME} = {{ roles = [\"vcpu\", \"emulator\"], cgroup = \"/\" }}"))
+        Ok(format!(
+            "{NAME} = {{ roles = [\"vcpu\", \"emulator\"], cgroup = \"/\" }}"
+        ))
     }
 }
 

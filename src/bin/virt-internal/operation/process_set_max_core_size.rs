@@ -113,7 +113,9 @@ impl Operation for ProcessSetMaxCoreSize {
     }
 
     fn delegations(user: User) -> Vec<Delegation> {
-        RESOURCE.delegations(user, |pid, bytes| Box::new(ProcessSetMaxCoreSize { pid, bytes }))
+        RESOURCE.delegations(user, |pid, bytes| {
+            Box::new(ProcessSetMaxCoreSize { pid, bytes })
+        })
     }
 
     fn policy() -> io::Result<String> {

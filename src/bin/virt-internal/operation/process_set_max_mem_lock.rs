@@ -110,7 +110,9 @@ impl Operation for ProcessSetMaxMemLock {
     }
 
     fn delegations(user: User) -> Vec<Delegation> {
-        RESOURCE.delegations(user, |pid, bytes| Box::new(ProcessSetMaxMemLock { pid, bytes }))
+        RESOURCE.delegations(user, |pid, bytes| {
+            Box::new(ProcessSetMaxMemLock { pid, bytes })
+        })
     }
 
     fn policy() -> io::Result<String> {
