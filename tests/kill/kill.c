@@ -310,27 +310,36 @@ static pid_t delegate_start(void)
     return pid;
 }
 
-/* The numbers of its threads, when there are `count`. */
-static void threads_of(pid_t pid, pid_t *tids, int count)
+/* Its first thread, and that of its connection, when there is one. */
+static void threads_of(pid_t pid, pid_t *tids)
 {
-    char path[40];
+    char path[400], name[32];
     double end = now() + PATIENCE_S;
-    snprintf(path, sizeof(path), "/proc/%d/task", (int) pid);
+    tids[0] = pid;
     for (;;) {
         int found = 0;
         struct dirent *entry;
+        snprintf(path, sizeof(path), "/proc/%d/task", (int) pid);
         DIR *threads = opendir(path);
         while (threads && (entry = readdir(threads))) {
-            int tid = atoi(entry->d_name);
-            if (tid > 0 && found++ < count)
-                tids[found - 1] = tid;
+            snprintf(path, sizeof(path), "/proc/%d/task/%s/comm", (int) pid,
+                     entry->d_name);
+            FILE *file = fopen(path, "re");
+            if (!file)
+                continue;
+            if (fgets(name, sizeof(name), file) &&
+                strcmp(name, "connection\n") == 0) {
+                tids[1] = atoi(entry->d_name);
+                found++;
+            }
+            fclose(file);
         }
         if (threads)
             closedir(threads);
-        if (found == count)
+        if (found == 1)
             return;
         if (now() > end)
-            die("the delegate has %d threads, not %d", found, count);
+            die("the delegate has %d connections, not one", found);
         pause_a_little();
     }
 }
@@ -574,7 +583,7 @@ static bool kill_after(int operation, int most, int *done, int *unknown,
     tell(&asker, 'w');
     if (outcome_from(&asker).result != 0)
         die("the delegate does not work");
-    threads_of(delegate, threads, 2);
+    threads_of(delegate, threads);
 
     bool killed = run_and_kill(delegate, threads, 2, &asker, most, &number);
     Outcome outcome = outcome_from(&asker);
