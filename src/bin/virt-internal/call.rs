@@ -21,14 +21,17 @@ for some of the threads only; 2 wrong usage";
 type ThreadResult = Result<(), Errno>;
 
 /// Do one operation on a process or thread
+///
+/// It is done by the delegate that the environment names
+/// (LIBVIRT_INTERNAL_DELEGATE=unix:/path), without one directly.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Call {
     #[command(subcommand)]
     operation: Arguments,
-    /// Show what a caller gets that forbids the direct way
-    /// (VIR_INTERNAL_NO_DIRECT): since this command sets no handler, it is not
-    /// handled and nothing is done
+    /// Forbid the direct way (VIR_INTERNAL_NO_DIRECT): where no delegate is
+    /// asked, it is not handled and nothing is done, since this command sets no
+    /// handler
     #[arg(long, global = true)]
     no_direct: bool,
     /// Print JSON
@@ -46,6 +49,7 @@ impl Call {
         let outcome = Outcome::of(request.call(flags));
         let missing = outcome
             .failure()
+            .filter(|failure| !failure.is_of_delegate())
             .and_then(|failure| request.missing(failure.errnum));
         let threads = threads(request, &outcome);
         let not_done: Vec<(pid_t, Errno)> = threads

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cgroup::{Hierarchy, Version};
 use crate::host::Host;
-use crate::library::{DIRECT, Failure, Outcome};
+use crate::library::{DIRECT, Failure, Outcome, forget_delegate};
 use crate::operation::{Entry, Trial, operations, short_name};
 use crate::privilege::{Kind, Missing};
 use crate::table::{Table, Tone, paint};
@@ -53,6 +53,9 @@ enum Finding {
 
 impl Capabilities {
     pub fn run(&self) -> crate::Result {
+        // What is reported is what this process may do itself.
+        // SAFETY: there is no other thread, and the library was not used yet.
+        unsafe { forget_delegate() };
         let report = Report {
             host: Host::probe()?,
             operations: operations().iter().map(try_out).collect::<Result<_, _>>()?,

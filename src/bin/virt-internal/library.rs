@@ -20,6 +20,18 @@ use crate::operation::Request;
 pub const DIRECT: c_uint = 0;
 pub const NO_DIRECT: c_uint = VIR_INTERNAL_NO_DIRECT;
 
+/// The variable that names a delegate.
+pub const DELEGATE: &str = "LIBVIRT_INTERNAL_DELEGATE";
+
+/// Has the library ask no delegate in this process.
+///
+/// # Safety
+/// There is no other thread, and the library was not used yet.
+pub unsafe fn forget_delegate() {
+    // SAFETY: the caller's word.
+    unsafe { std::env::remove_var(DELEGATE) };
+}
+
 /// A copy of the library's last error.
 pub struct Failure {
     pub code: c_int,
@@ -49,6 +61,21 @@ impl Failure {
 
     pub fn is(&self, code: Code, errnum: Errno) -> bool {
         self.code == code as c_int && self.errnum == errnum
+    }
+
+    /// Whether a delegate failed, or none could be asked: then it does not
+    /// matter what this process lacks.
+    pub fn is_of_delegate(&self) -> bool {
+        use Code::*;
+        let codes = [
+            VIR_INTERNAL_ERR_REFUSED,
+            VIR_INTERNAL_ERR_UNREACHABLE,
+            VIR_INTERNAL_ERR_TIMEOUT,
+            VIR_INTERNAL_ERR_UNKNOWN_OUTCOME,
+        ];
+        // A failure has the code that it would have here.
+        codes.into_iter().any(|code| code as c_int == self.code)
+            || self.message.starts_with("the delegate could not ")
     }
 
     /// The name of the code, as in the header.

@@ -10,7 +10,7 @@ use libc::uid_t;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
-use super::running::ENVIRONMENT;
+use crate::library::DELEGATE;
 use crate::privilege::{SETGID, SETUID};
 use crate::target::{GUEST_UID, Target, User};
 
@@ -37,18 +37,20 @@ impl Cast {
             becomes: None,
             target: User::Own,
             note: Some(format!(
-                "{why}: here the delegate may hardly do more than the caller"
+                "no process of another user can be started here ({why}),\n\
+                 so that the delegate may hardly do more than the caller"
             )),
         };
         if !(SETUID.is_effective() && SETGID.is_effective()) {
-            return all_own("Other users' processes take root to start");
+            return all_own("needs CAP_SETUID, CAP_SETGID");
         }
         let is_in_user_namespace = match Target::start(User::Guest) {
-            Ok(target) => target.is_in_user_namespace().unwrap_or(false),
-            Err(error) => return all_own(&format!("No other user here ({error})")),
+            // Who may not even look need not be told.
+            Ok(target) => target.is_in_user_namespace().unwrap_or(true),
+            Err(_) => return all_own("there is none, or it is not allowed"),
         };
         let note = (!is_in_user_namespace).then(|| {
-            "The kernel gives no user namespace: other users' limits take CAP_SYS_RESOURCE".into()
+            "there can be no user namespace here: other users' limits need CAP_SYS_RESOURCE".into()
         });
         Cast {
             own,
@@ -76,8 +78,8 @@ impl Cast {
         command.arg0("virt-internal").arg("call").args(arguments);
         command.arg("--json").current_dir("/");
         match address {
-            Some(address) => command.env(ENVIRONMENT, address),
-            None => command.env_remove(ENVIRONMENT),
+            Some(address) => command.env(DELEGATE, address),
+            None => command.env_remove(DELEGATE),
         };
         let becomes = self.becomes;
         // SAFETY: it makes system calls, and nothing else.

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use virt_internal::Kind;
 
 use super::cast::Cast;
-use super::running::{ENVIRONMENT, Running};
+use super::running::Running;
 use super::signals::Signals;
+use crate::library::DELEGATE;
 use crate::operation::{Delegation, Errand, Request, State, operations, short_name};
 use crate::privilege::{self, Missing};
 use crate::proc;
@@ -168,7 +169,10 @@ fn play(
         .err();
     let missing = match with["error"]["code"].as_str() {
         // This process may do as much as the delegate.
-        Some("VIR_INTERNAL_ERR_FAILED") => promise.errno().and_then(|errno| request.missing(errno)),
+        Some("VIR_INTERNAL_ERR_FAILED") => promise.errno().and_then(|errno| {
+            let lacks = request.delegate_lacks(errno);
+            lacks.or_else(|| request.missing(errno))
+        }),
         _ => None,
     };
     Ok(Played {
@@ -252,8 +256,10 @@ impl Promise<'_> {
             }
             (Some("failed"), Some("VIR_INTERNAL_ERR_FAILED")) if !self.errand.is_refused => {
                 require_unchanged(between, after)?;
-                let errno = self.errno();
-                if errno.is_none_or(|errno| request.act() != Err(errno)) {
+                let is_true = self.errno().is_some_and(|errno| {
+                    request.delegate_lacks(errno).is_some() || request.act() == Err(errno)
+                });
+                if !is_true {
                     return Err(format!(
                         "{}, but in its place that is not so",
                         describe(with)
@@ -278,14 +284,26 @@ impl Promise<'_> {
         if audit.is_null() {
             return Err("the audit has no line for it".into());
         }
-        let is_refused = outcome == "refused";
+        let reason = match outcome {
+            "refused" => format!("rule {RULE:?}: "),
+            _ => String::new(),
+        };
+        // A line has the rule that permits, if it came to that.
+        let is_right_rule = match outcome {
+            "handled" => audit["rule"] == RULE,
+            "refused" => audit["rule"].is_null(),
+            _ => audit["rule"] == RULE || audit["rule"].is_null(),
+        };
         let has = |value: &Value, expected: Value| *value == expected;
         for (what, is_right) in [
             ("outcome", has(&audit["outcome"], outcome.into())),
             ("peer", has(&audit["peer"]["uid"], cast.caller_uid().into())),
             ("target", has(&audit["target"]["pid"], self.pid.into())),
-            ("rule", has(&audit["rule"], RULE.into())),
-            ("reason", !is_refused || audit["reason"].is_string()),
+            ("rule", is_right_rule),
+            (
+                "reason",
+                (audit["reason"].as_str().unwrap_or_default()).starts_with(&reason),
+            ),
         ] {
             if !is_right {
                 return Err(format!("the audit's line has another {what}: {audit}"));
@@ -311,11 +329,8 @@ impl Played {
             let audit = self.audit.last();
             let audit: Option<Value> = audit.and_then(|line| serde_json::from_str(line).ok());
             let audit = audit.unwrap_or_default();
-            let text = |name| audit[name].as_str().unwrap_or_default();
-            // The reason begins with the rule.
-            let reason = text("reason");
-            let reason = reason.rsplit_once("\": ").map_or(reason, |(_, why)| why);
-            let text = format!("REFUSED by rule {:?}: {reason}", text("rule"));
+            let reason = audit["reason"].as_str().unwrap_or_default();
+            let text = format!("REFUSED by {reason}");
             return (Tone::Good, text);
         }
         match (self.with["error"]["errno"].as_str(), &self.missing) {
@@ -419,7 +434,7 @@ impl Shown {
         }
         text += "\nTo run one, and to have a caller ask it (docs/policy.md):\n\
                  \x20 virt-internal delegate --listen unix:/run/vir.sock --policy FILE --audit FILE\n";
-        text += &format!("  {ENVIRONMENT}=unix:/run/vir.sock virt-internal call ...\n");
+        text += &format!("  {DELEGATE}=unix:/run/vir.sock virt-internal call ...\n");
         text
     }
 

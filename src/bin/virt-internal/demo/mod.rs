@@ -21,9 +21,9 @@ use clap::Args;
 use serde_json::json;
 
 use crate::host::Host;
+use crate::library::forget_delegate;
 use crate::table::{Tone, paint};
 
-use running::ENVIRONMENT;
 use signals::Signals;
 
 /// Show what the library does, on processes started for it
@@ -42,7 +42,7 @@ impl Demo {
         // The demonstration has a delegate of its own, and asks it when it
         // says so.
         // SAFETY: there is no other thread, and the library was not used yet.
-        unsafe { std::env::remove_var(ENVIRONMENT) };
+        unsafe { forget_delegate() };
         let host = Host::probe()?;
         let signals = Signals::hold_back();
         let delegate = delegate::show(self.all, &signals)?;

@@ -18,9 +18,7 @@ use serde_json::Value;
 
 use super::cast::Cast;
 use super::signals;
-
-/// The variable that names a delegate to callers.
-pub const ENVIRONMENT: &str = "LIBVIRT_INTERNAL_DELEGATE";
+use crate::library::DELEGATE;
 
 /// How long it takes at most, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -50,7 +48,7 @@ impl Running {
             .arg(directory.path("policy.toml"))
             .arg("--audit")
             .arg(directory.path("audit"))
-            .env_remove(ENVIRONMENT)
+            .env_remove(DELEGATE)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)

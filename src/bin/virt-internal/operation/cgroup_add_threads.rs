@@ -22,7 +22,9 @@ use virt_internal::capi::types::virInternalOperation;
 use super::{Delegation, Errand, Operation, Request, Requests, Scene, Stage, State, Trial};
 use crate::cgroup::{self, Groups, Version};
 use crate::library::Script;
-use crate::privilege::{Kind, Missing};
+use crate::privilege::{
+    DAC_READ_SEARCH, Kind, Missing, SYS_PTRACE, is_in_initial_user_namespace,
+};
 use crate::proc;
 use crate::target::{Target, User};
 
@@ -292,6 +294,16 @@ impl Request for CgroupAddThreads {
             }
             Errno::EOPNOTSUPP => Some(self.missing_domain()),
             Errno::ENOENT => Some(missing(Kind::Argument, "a cgroup that exists")),
+            _ => None,
+        }
+    }
+
+    fn delegate_lacks(&self, errnum: Errno) -> Option<Missing> {
+        // To open the cgroup that a caller sends by its handle.
+        let may_open = DAC_READ_SEARCH.is_effective() && is_in_initial_user_namespace();
+        match errnum {
+            Errno::EPERM if !may_open => Some(DAC_READ_SEARCH.missing()),
+            Errno::EACCES if !SYS_PTRACE.is_effective() => Some(SYS_PTRACE.missing()),
             _ => None,
         }
     }

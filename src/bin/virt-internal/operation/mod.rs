@@ -16,7 +16,7 @@ use virt_internal::capi::types::virInternalOperation;
 
 use crate::cgroup::Groups;
 use crate::library::Script;
-use crate::privilege::{self, Missing, SETGID, SETUID};
+use crate::privilege::{self, Missing, SETGID, SETUID, SYS_PTRACE};
 use crate::target::{Target, User};
 
 /// An operation with its arguments. It displays as what is to be done, such as
@@ -59,6 +59,14 @@ pub trait Request: fmt::Display {
     /// What is missing where the kernel refused it with `errnum`, as far as
     /// that can be told.
     fn missing(&self, errnum: Errno) -> Option<Missing>;
+
+    /// What this process would lack as a delegate that failed with `errnum`,
+    /// although it may do it.
+    fn delegate_lacks(&self, errnum: Errno) -> Option<Missing> {
+        // To tell what a thread's number means to the caller.
+        let is_it = errnum == Errno::EACCES && !SYS_PTRACE.is_effective();
+        is_it.then(|| SYS_PTRACE.missing())
+    }
 }
 
 /// Reads the id of a process or thread. Whether there can be such an id is for

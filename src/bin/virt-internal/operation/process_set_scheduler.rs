@@ -241,13 +241,14 @@ impl Request for ProcessSetScheduler {
         if errnum != Errno::EPERM {
             return None;
         }
-        if !proc::is_own_user(self.pid).unwrap_or(true) || !self.policy.is_realtime() {
+        if !self.policy.is_realtime() {
             return Some(SYS_NICE.missing());
         }
+        let is_own_user = proc::is_own_user(self.pid).unwrap_or(true);
         let most = proc::limit(self.pid, "Max realtime priority").map_or(0, |limit| limit.soft);
         let is_within_limit = u64::try_from(self.priority).is_ok_and(|asked| asked <= most);
         let is_privileged = SYS_NICE.is_effective() && is_in_initial_user_namespace();
-        if is_privileged || is_within_limit {
+        if is_privileged || is_own_user && is_within_limit {
             let file = cgroup::realtime_budget(self.pid).unwrap_or_default();
             let file = file.to_string_lossy();
             if proc::read(&file).is_ok_and(|budget| budget.trim() == "0") {
@@ -258,9 +259,13 @@ impl Request for ProcessSetScheduler {
                 );
             }
         }
-        Some(SYS_NICE.missing().hint(
-            "or RLIMIT_RTPRIO, own uid: systemd LimitRTPRIO=99, docker run --ulimit rtprio=99",
-        ))
+        let missing = SYS_NICE.missing();
+        Some(match is_own_user {
+            true => missing.hint(
+                "or RLIMIT_RTPRIO, own uid: systemd LimitRTPRIO=99, docker run --ulimit rtprio=99",
+            ),
+            false => missing,
+        })
     }
 }
 
