@@ -537,7 +537,6 @@ impl<'a> Job<'a> {
         let target = subject.info();
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
-        let mut denying = None;
         let mut held = None;
         let quota = policy.quota_for(&peer.facts());
         let running = connection.connected.scope.begin(header.request, quota);
@@ -554,9 +553,7 @@ impl<'a> Job<'a> {
                         cgroup = path;
                         match permit(&mut operation, policy, peer, target, cgroup) {
                             Err(denied) => {
-                                let text = denied.to_string();
-                                denying = denied.rule;
-                                Said::refused(text).with_results(&operation)
+                                Said::refused(denied.to_string()).with_results(&operation)
                             }
                             Ok(permitting) => {
                                 rule = Some(permitting.name.as_str());
@@ -597,7 +594,7 @@ impl<'a> Job<'a> {
             after: &texts.after,
             answer: said.answer,
             text: &said.text,
-            rule: rule.or(denying.as_deref()),
+            rule,
             duration,
             by_number,
         };

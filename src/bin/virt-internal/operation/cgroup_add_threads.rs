@@ -22,9 +22,7 @@ use virt_internal::capi::types::virInternalOperation;
 use super::{Delegation, Errand, Operation, Request, Requests, Scene, Stage, State, Trial};
 use crate::cgroup::{self, Groups, Version};
 use crate::library::Script;
-use crate::privilege::{
-    DAC_READ_SEARCH, Kind, Missing, SYS_PTRACE, is_in_initial_user_namespace,
-};
+use crate::privilege::{DAC_READ_SEARCH, Kind, Missing, SYS_PTRACE, is_in_initial_user_namespace};
 use crate::proc;
 use crate::target::{Target, User};
 
