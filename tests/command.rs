@@ -187,11 +187,69 @@ fn the_demo_raises_limits_where_the_kernel_allows_it_and_says_what_is_missing_wh
     }
 }
 
+/// The rows of the delegate's part that were shown.
+fn delegate_rows(demo: &Value) -> Vec<&Value> {
+    let rows = demo["delegate"]["rows"].as_array().expect("rows");
+    let shown = |row: &&Value| row["outcome"] != "not-shown";
+    rows.iter().filter(shown).collect()
+}
+
+/// A directory that everybody may enter, for what the demo puts into files.
+struct TemporaryFiles(PathBuf);
+
+impl TemporaryFiles {
+    fn create(name: &str) -> TemporaryFiles {
+        let name = format!("vi-{name}-{}", std::process::id());
+        let path = Path::new("/tmp").join(name);
+        fs::create_dir(&path).expect("a directory can be made");
+        TemporaryFiles(path)
+    }
+
+    fn names(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.0).expect("it is there");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths.collect()
+    }
+
+    /// The processes that were told of it on their command line.
+    fn processes(&self) -> Vec<String> {
+        let path = self.0.to_str().expect("UTF-8");
+        let command = |entry: fs::DirEntry| {
+            let command = fs::read(entry.path().join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            command.contains(path).then_some(command)
+        };
+        let entries = fs::read_dir("/proc").expect("there is a /proc").flatten();
+        entries.filter_map(command).collect()
+    }
+
+    #[track_caller]
+    fn assert_nothing_left(&self) {
+        assert_eq!(self.processes(), Vec::<String>::new(), "still running");
+        assert_eq!(self.names(), Vec::<PathBuf>::new(), "files are left");
+    }
+}
+
+impl Drop for TemporaryFiles {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 #[test]
-fn the_demo_leaves_no_process_and_no_cgroup_behind() {
-    let demo = json(&run(&["demo", "--json"]));
-    let mut groups = 0;
-    for row in rows(&demo) {
+fn the_demo_leaves_no_process_no_cgroup_and_no_file_behind() {
+    let files = TemporaryFiles::create("left");
+    let output = Command::new(COMMAND)
+        .args(["demo", "--all", "--json"])
+        .env("TMPDIR", &files.0)
+        .output()
+        .expect("the command starts");
+    files.assert_nothing_left();
+    let demo = json(&output);
+    let shown = delegate_rows(&demo);
+    assert!(!shown.is_empty(), "{demo:#}");
+    let (mut groups, mut expected) = (0, 0);
+    for row in rows(&demo).iter().chain(shown) {
         let Some(request) = row["request"].as_str() else {
             continue;
         };
@@ -200,6 +258,7 @@ fn the_demo_leaves_no_process_and_no_cgroup_behind() {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let is_target = str_of(&command).contains("virt-internal");
         assert!(!is_target, "process {pid} is still there");
+        expected += usize::from(row["operation"] == "virInternalCgroupAddThreads");
         if let Some((_, group)) = request.split_once(" to /") {
             let base = Path::new("/").join(group);
             let base = base.parent().expect("a group has a parent");
@@ -207,19 +266,233 @@ fn the_demo_leaves_no_process_and_no_cgroup_behind() {
             groups += 1;
         }
     }
-    let shown = |row: &&Value| {
-        row["operation"] == "virInternalCgroupAddThreads" && row["request"] != Value::Null
-    };
-    assert_eq!(groups, rows(&demo).iter().filter(shown).count());
+    assert_eq!(groups, expected, "each such request names its cgroup");
 }
 
 #[test]
-fn the_demo_s_table_fits_in_120_columns_without_colours() {
-    let output = run(&["demo", "--all"]);
+fn the_demo_tidies_up_when_it_is_interrupted() {
+    let files = TemporaryFiles::create("interrupted");
+    // A signal that comes too late, when it is all over, says nothing.
+    for _ in 0..1000 {
+        let mut demo = Command::new(COMMAND)
+            .args(["demo", "--all", "--json"])
+            .env("TMPDIR", &files.0)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the command starts");
+        let has_socket = || {
+            files
+                .names()
+                .iter()
+                .any(|path| path.join("socket").exists())
+        };
+        while !has_socket() && demo.try_wait().expect("a child").is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // SAFETY: numbers only; the child was not waited for.
+        unsafe { libc::kill(demo.id() as pid_t, libc::SIGINT) };
+        let status = demo.wait().expect("a child");
+        files.assert_nothing_left();
+        if status.signal() == Some(libc::SIGINT) {
+            return;
+        }
+        assert_eq!(status.code(), Some(0), "it was not interrupted: {status}");
+    }
+    panic!("SIGINT never came in time");
+}
+
+#[test]
+fn the_demo_shows_what_an_unprivileged_caller_gets_without_and_with_a_delegate() {
+    let demo = json(&run(&["demo", "--all", "--json"]));
+    assert_eq!(demo["as_promised"], true, "{demo:#}");
+    let delegate = &demo["delegate"];
+    let cast = &delegate["cast"];
+    let shown = delegate_rows(&demo);
+    for kind in OPERATIONS {
+        let all = delegate["rows"].as_array().expect("rows");
+        let is_there = all.iter().any(|row| row["operation"] == kind.name);
+        assert!(is_there, "the delegate's part leaves out {}", kind.name);
+    }
+    let mut refused = 0;
+    for row in &shown {
+        let (without, with) = (&row["without"], &row["with"]);
+        let lines = row["audit"].as_array().expect("lines");
+        let line = lines.last().unwrap_or_else(|| panic!("no audit: {row:#}"));
+        assert_eq!(line["peer"]["uid"], cast["caller_uid"], "{row:#}");
+        assert_eq!(line["target"]["uid"], cast["target_uid"], "{row:#}");
+        assert_eq!(row["before"], row["between"], "changed without: {row:#}");
+        if cast["caller_uid"] != cast["delegate_uid"] {
+            let errno = without["error"]["errno"].as_str().unwrap_or("");
+            assert!(["EPERM", "EACCES"].contains(&errno), "{row:#}");
+        }
+        // What the caller lacks is not what is missing.
+        assert_eq!(with["missing"], Value::Null, "{row:#}");
+        if row["beyond_policy"] == true {
+            refused += 1;
+            assert_text(&with["error"], "code", "VIR_INTERNAL_ERR_REFUSED");
+            assert_text(line, "outcome", "refused");
+            let reason = line["reason"].as_str().unwrap_or("");
+            assert!(reason.starts_with("rule \"demo\": "), "{line:#}");
+            assert_eq!(row["before"], row["kernel"], "{row:#}");
+        } else if with["outcome"] == "done" {
+            assert_eq!(with["as_asked"], true, "{row:#}");
+            assert_text(line, "outcome", "handled");
+            assert_text(line, "rule", "demo");
+        } else {
+            let what = row["delegate_missing"]["what"].as_str().unwrap_or("");
+            assert!(what.starts_with("CAP_"), "no reason: {row:#}");
+            assert_text(line, "outcome", "failed");
+        }
+    }
+    assert!(refused >= 6, "what is refused is shown: {delegate:#}");
+    let audit: usize = shown
+        .iter()
+        .map(|row| row["audit"].as_array().map_or(0, Vec::len))
+        .sum();
+    assert_eq!(delegate["audit_lines"], audit);
+}
+
+/// Runs the short demo as root, after what `prepare` does to the process. None
+/// where it may not do that.
+fn demo_as_root_after(prepare: fn() -> io::Result<()>) -> Option<Value> {
+    let mut command = Command::new(COMMAND);
+    command.args(["demo", "--json"]);
+    // SAFETY: system calls only.
+    unsafe { command.pre_exec(prepare) };
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return None;
+    }
+    let output = command.output().ok()?;
     assert_exit(&output, 0);
-    for line in stdout(&output).lines() {
-        assert!(line.chars().count() <= 120, "too long: {line}");
-        assert!(!line.contains('\x1b'), "colours in a pipe: {line:?}");
+    let demo = json(&output);
+    assert_eq!(demo["as_promised"], true, "{demo:#}");
+    Some(demo)
+}
+
+fn check(returned: libc::c_int) -> io::Result<()> {
+    match returned {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The first row of an operation in the delegate's part.
+fn first<'d>(demo: &'d Value, operation: &str) -> &'d Value {
+    let rows = demo["delegate"]["rows"].as_array().expect("rows");
+    let found = rows.iter().find(|row| row["operation"] == operation);
+    found.unwrap_or_else(|| panic!("no {operation}: {demo:#}"))
+}
+
+#[test]
+fn the_demo_s_delegate_lowers_limits_of_another_user_without_cap_sys_resource() {
+    const SYS_RESOURCE: libc::c_ulong = 24;
+    // SAFETY: numbers only.
+    let drop = || check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, SYS_RESOURCE) });
+    let Some(demo) = demo_as_root_after(drop) else {
+        return skip("the_demo_s_delegate_lowers", "not root");
+    };
+    if demo["delegate"]["cast"]["note"] != Value::Null {
+        return skip("the_demo_s_delegate_lowers", "no other users or namespaces");
+    }
+    let rows = delegate_rows(&demo);
+    let of_limit = |row: &&&Value| row["operation"] == "virInternalProcessSetMaxMemLock";
+    let [lower, raise] = rows.iter().filter(of_limit).collect::<Vec<_>>()[..] else {
+        panic!("not two rows: {demo:#}");
+    };
+    assert_text(&lower["without"]["error"], "errno", "EPERM");
+    assert_text(&lower["with"], "outcome", "done");
+    assert_eq!(lower["kernel"], lower["asked"], "{lower:#}");
+    assert_text(&raise["with"]["error"], "errno", "EPERM");
+    assert_text(&raise["delegate_missing"], "what", "CAP_SYS_RESOURCE");
+}
+
+#[test]
+fn the_demo_says_that_its_delegate_lacks_cap_sys_nice() {
+    const SYS_NICE: libc::c_ulong = 23;
+    // SAFETY: numbers only.
+    let drop = || check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, SYS_NICE) });
+    let Some(demo) = demo_as_root_after(drop) else {
+        return skip("the_demo_says_that_its_delegate_lacks", "not root");
+    };
+    let row = first(&demo, "virInternalProcessSetScheduler");
+    assert_text(&row["with"]["error"], "errno", "EPERM");
+    assert_text(&row["delegate_missing"], "what", "CAP_SYS_NICE");
+}
+
+#[test]
+fn the_demo_works_without_mounted_cgroups() {
+    let unmount = || {
+        // SAFETY: C strings and numbers; it has its own mounts first.
+        unsafe {
+            check(libc::unshare(libc::CLONE_NEWNS))?;
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            let root = c"/".as_ptr();
+            check(libc::mount(root, root, root, private, std::ptr::null()))?;
+            check(libc::umount2(c"/sys/fs/cgroup".as_ptr(), libc::MNT_DETACH))
+        }
+    };
+    let Some(demo) = demo_as_root_after(unmount) else {
+        return skip("the_demo_works_without_mounted", "mounts cannot be changed");
+    };
+    let row = first(&demo, "virInternalCgroupAddThreads");
+    assert_text(row, "outcome", "not-shown");
+    assert_text(&row["missing"], "what", "cgroup v2 is not mounted");
+    let row = first(&demo, "virInternalProcessSetMaxFiles");
+    assert_text(&row["with"], "outcome", "done");
+}
+
+#[test]
+fn a_delegate_of_the_environment_is_not_the_demo_s_and_no_part_of_capabilities() {
+    let with_delegate = |arguments: &[&str]| {
+        let output = Command::new(COMMAND)
+            .args(arguments)
+            .env("LIBVIRT_INTERNAL_DELEGATE", "unix:/nobody/is/here")
+            .output()
+            .expect("the command starts");
+        assert_exit(&output, 0);
+        json(&output)
+    };
+    assert_eq!(with_delegate(&["demo", "--json"])["as_promised"], true);
+    let report = with_delegate(&["capabilities", "--json"]);
+    let lower = &report["operations"][0]["tried"][0];
+    assert_text(lower, "name", "lower");
+    assert_text(lower, "supported", "yes");
+}
+
+#[test]
+fn call_gives_no_advice_on_its_own_privileges_when_a_delegate_cannot_be_reached() {
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid().to_string();
+    // What is not there is the socket, not the cgroup.
+    let host = json(&run(&["capabilities", "--json"]));
+    let Some(group) = host["kernel"]["cgroups"][0]["group"].as_str() else {
+        return skip("call_gives_no_advice", "no cgroup is mounted");
+    };
+    let output = Command::new(COMMAND)
+        .args(["call", "cgroup-add-threads", "--all-threads", "--pid", &pid])
+        .arg(format!("--group={group}"))
+        .env("LIBVIRT_INTERNAL_DELEGATE", "unix:/nobody/is/here")
+        .output()
+        .expect("the command starts");
+    assert_exit(&output, 1);
+    let text = str_of(&output.stderr);
+    assert!(text.contains("VIR_INTERNAL_ERR_UNREACHABLE"), "{text}");
+    assert!(!text.contains("needs:"), "{text}");
+}
+
+#[test]
+fn the_demo_s_tables_fit_in_120_columns_and_on_a_screen_without_colours() {
+    for (arguments, most) in [(&["demo", "--all"][..], usize::MAX), (&["demo"], 42)] {
+        let output = run(arguments);
+        assert_exit(&output, 0);
+        let text = stdout(&output);
+        assert!(text.lines().count() <= most, "{arguments:?}: {text}");
+        assert!(text.contains("REFUSED by rule \"demo\": "), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 120, "too long: {line}");
+            assert!(!line.contains('\x1b'), "colours in a pipe: {line:?}");
+        }
     }
 }
 
@@ -231,7 +504,7 @@ fn the_demo_works_for_an_ordinary_user() {
     let copy = std::env::temp_dir().join(format!("virt-internal-{}", std::process::id()));
     fs::copy(COMMAND, &copy).expect("the command can be copied");
     let mut command = Command::new(&copy);
-    command.args(["demo", "--json"]);
+    command.args(["demo", "--all", "--json"]);
     if is_root {
         command.uid(65534).gid(65534);
     }
@@ -253,6 +526,14 @@ fn the_demo_works_for_an_ordinary_user() {
         refused.count() >= 4,
         "an ordinary user raised limits: {demo:#}"
     );
+    let cast = &demo["delegate"]["cast"];
+    assert_eq!(cast["caller_uid"], cast["delegate_uid"], "{cast:#}");
+    let note = cast["note"].as_str().unwrap_or("");
+    assert!(note.contains("needs CAP_SETUID"), "{cast:#}");
+    let raise = delegate_rows(&demo)[1];
+    assert_text(&raise["with"]["error"], "errno", "EPERM");
+    let missing = &raise["delegate_missing"];
+    assert_text(missing, "what", "CAP_SYS_RESOURCE");
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn play(
         between: &between,
         after: &after,
     };
-    let wrong = check_without(&without, &before, &between)
+    let wrong = check_without(errand, &without, &before, &between)
         .and_then(|()| promise.check())
         .err();
     let missing = match with["error"]["code"].as_str() {
@@ -193,10 +193,21 @@ fn play(
 
 /// Fails where the kernel does not confirm what an unprivileged process did
 /// itself, or could not do.
-fn check_without(said: &Value, before: &State, after: &State) -> Result<(), String> {
+fn check_without(
+    errand: &Errand,
+    said: &Value,
+    before: &State,
+    after: &State,
+) -> Result<(), String> {
+    let is_expected = |errno| match errno {
+        "EPERM" | "EACCES" | "EROFS" => true,
+        // What a policy does not allow may not even be there.
+        "EINVAL" => errand.is_refused,
+        _ => false,
+    };
     match (said["outcome"].as_str(), said["error"]["errno"].as_str()) {
         (Some("done"), _) if after.as_asked => Ok(()),
-        (Some("failed"), Some("EPERM" | "EACCES" | "EROFS")) => {
+        (Some("failed"), Some(errno)) if is_expected(errno) => {
             require_unchanged(before, after).map_err(|why| format!("without the delegate: {why}"))
         }
         _ => Err(format!("without the delegate: {}", describe(said))),
@@ -330,15 +341,15 @@ impl Played {
             let audit: Option<Value> = audit.and_then(|line| serde_json::from_str(line).ok());
             let audit = audit.unwrap_or_default();
             let reason = audit["reason"].as_str().unwrap_or_default();
-            let text = format!("REFUSED by {reason}");
-            return (Tone::Good, text);
+            return (Tone::Good, shortened(format!("REFUSED by {reason}")));
         }
         match (self.with["error"]["errno"].as_str(), &self.missing) {
             (None, _) => (Tone::Good, "done".into()),
             (Some(errno), None) => (Tone::Missing, errno.to_owned()),
-            (Some(errno), Some(missing)) => {
-                (Tone::Missing, format!("{errno}: {}", missing.needs()))
-            }
+            (Some(errno), Some(missing)) => (
+                Tone::Missing,
+                shortened(format!("{errno}: {}", missing.needs())),
+            ),
         }
     }
 
@@ -461,6 +472,15 @@ impl Shown {
             "audit_lines": audit_lines,
             "rows": rows.unwrap_or_default(),
         })
+    }
+}
+
+/// What fits into the widest column.
+fn shortened(text: String) -> String {
+    const WIDTH: usize = 52;
+    match text.char_indices().nth(WIDTH) {
+        Some(_) => text.chars().take(WIDTH - 3).collect::<String>() + "...",
+        None => text,
     }
 }
 
