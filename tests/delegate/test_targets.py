@@ -22,12 +22,18 @@ INVALID_ARG, NO_PROCESS, REFUSED = 1, 3, 4
 
 def state(pid):
     """All of a process that an operation could have changed."""
+    threads = {}
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        try:
+            threads[tid] = [support.schedule(int(tid)),
+                            sorted(os.sched_getaffinity(int(tid))),
+                            support.cgroup_of(pid, int(tid))]
+        except (FileNotFoundError, ProcessLookupError):
+            # One that ends meanwhile, as the delegate's do.
+            continue
     return {
         "limits": {name: support.limit(pid, name) for name in support.LIMITS},
-        "threads": {tid: [support.schedule(int(tid)),
-                          sorted(os.sched_getaffinity(int(tid))),
-                          support.cgroup_of(pid, int(tid))]
-                    for tid in os.listdir(f"/proc/{pid}/task")},
+        "threads": threads,
     }
 
 
