@@ -340,7 +340,7 @@ fn the_demo_shows_what_an_unprivileged_caller_gets_without_and_with_a_delegate()
             assert_text(line, "rule", "demo");
         } else {
             let what = row["delegate_missing"]["what"].as_str().unwrap_or("");
-            assert!(what.starts_with("CAP_"), "no reason: {row:#}");
+            assert!(!what.is_empty(), "no reason: {row:#}");
             assert_text(line, "outcome", "failed");
         }
     }

@@ -78,8 +78,8 @@ impl Running {
         Ok(running)
     }
 
-    /// The audit's lines since the last time, of which there has to be one.
-    /// None: it did not come.
+    /// The audit's lines about operations since the last time, of which there
+    /// has to be one. None: it did not come.
     pub fn audit(&mut self) -> io::Result<Vec<String>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -87,7 +87,14 @@ impl Running {
             let new = &text[self.audit_read..];
             if let Some(end) = new.rfind('\n') {
                 self.audit_read += end + 1;
-                return Ok(new[..end].lines().map(str::to_owned).collect());
+                let lines: Vec<String> = new[..end]
+                    .lines()
+                    .filter(|line| line.contains("\"event\":\"operation\""))
+                    .map(str::to_owned)
+                    .collect();
+                if !lines.is_empty() {
+                    return Ok(lines);
+                }
             }
             let has_ended = self.child.try_wait()?.is_some();
             if has_ended || Instant::now() > deadline {
