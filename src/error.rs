@@ -176,6 +176,12 @@ impl Error {
         Self::new(Code::VIR_INTERNAL_ERR_REFUSED, Errno::EPERM, text)
     }
 
+    /// What a delegate says of its own failure, which has the errno in words.
+    #[cold]
+    pub(crate) fn of_delegate(code: Code, errnum: Errno, text: fmt::Arguments<'_>) -> Self {
+        Self::new(code, errnum, text)
+    }
+
     /// The delegate is not there.
     #[cold]
     pub(crate) fn unreachable(text: fmt::Arguments<'_>) -> Self {

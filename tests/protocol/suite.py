@@ -209,7 +209,9 @@ class Delegate:
         self.process.wait()
 
     def lines(self):
-        return [json.loads(line) for line in self.audit.open()]
+        """Those of operations."""
+        lines = [json.loads(line) for line in self.audit.open()]
+        return [line for line in lines if line["event"] == "operation"]
 
 
 def send_when_allowed(sock, packet, descriptors):

@@ -401,12 +401,9 @@ fn outcome(answer: Answer, text: &Text, operation: &dyn fmt::Display) -> Result<
             "the delegate refused to {operation}: {text}"
         ))),
         Verdict::Failed => {
-            let mut error = Error::failed(
-                answer.errnum,
-                format_args!("the delegate could not {operation}: {text}"),
-            );
-            error.code = failed_code(answer.code);
-            Err(error)
+            let text = format_args!("the delegate could not {operation}: {text}");
+            let code = failed_code(answer.code);
+            Err(Error::of_delegate(code, answer.errnum, text))
         }
         Verdict::Unknown => Err(Error::unknown_outcome(format_args!(
             "it is not known whether the delegate did {operation}: {text}"
