@@ -116,8 +116,9 @@ fn cgroup() -> CString {
     CString::new(mount.split(' ').nth(1).unwrap()).unwrap()
 }
 
-/// The message that the client's code makes, and how many descriptors.
-fn made(vector: &Value) -> (Vec<u8>, usize) {
+/// The message that the client's code makes, and how many descriptors: of a
+/// process that the delegate knows, or not.
+fn made(vector: &Value, same_process: bool) -> (Vec<u8>, usize) {
     let arguments = &vector["arguments"];
     let pid = Pid::new(PID).unwrap();
     let tid = arguments["tid"].as_i64().unwrap_or(0) as i32;
@@ -187,27 +188,30 @@ fn made(vector: &Value) -> (Vec<u8>, usize) {
     written.unwrap_or_else(|error| panic!("{}: {error:?}", vector["name"]));
     let version = number(&vector["version"]) as u32;
     let header = Header::new(id, version, request.size(), number(&vector["request"]));
+    let (header, descriptors) = request.headed(header, same_process);
     let mut message = [header.as_bytes(), request.fixed.as_bytes()].concat();
     request
         .parts()
         .iter()
         .for_each(|part| message.extend_from_slice(part));
-    (message, request.descriptors().len())
+    (message, descriptors.len())
 }
 
 #[test]
 fn requests_are_made_as_the_vectors_have_them() {
-    let vectors = vectors("requests");
-    for vector in &vectors {
-        let (message, descriptors) = made(vector);
-        assert_eq!(message, bytes(vector), "{}", vector["name"]);
-        let names = texts(&vector["descriptors"]);
-        assert_eq!(descriptors, names.len(), "{}", vector["name"]);
-        assert!(descriptors <= DESCRIPTORS_MAX);
-    }
-    for kind in OPERATIONS {
-        let has_it = |vector: &Value| number(&vector["operation"]) == u64::from(kind.id);
-        assert!(vectors.iter().any(has_it), "{} has no vector", kind.name);
+    for (which, same_process) in [("requests", false), ("requests_of_the_same_process", true)] {
+        let vectors = vectors(which);
+        for vector in &vectors {
+            let (message, descriptors) = made(vector, same_process);
+            assert_eq!(message, bytes(vector), "{}", vector["name"]);
+            let names = texts(&vector["descriptors"]);
+            assert_eq!(descriptors, names.len(), "{}", vector["name"]);
+            assert!(descriptors <= DESCRIPTORS_MAX);
+        }
+        for kind in OPERATIONS {
+            let has_it = |vector: &Value| number(&vector["operation"]) == u64::from(kind.id);
+            assert!(vectors.iter().any(has_it), "{} has no vector", kind.name);
+        }
     }
 }
 
@@ -474,6 +478,32 @@ fn what_is_understood_is_answered_and_the_connection_goes_on() {
         );
         let expected = vector["text"].as_str().unwrap_or("no rule");
         assert!(text.contains(expected), "{name}: {text}");
+    }
+    drop(target.end);
+}
+
+#[test]
+fn what_was_not_permitted_and_tried_leaves_no_process_to_the_next_request() {
+    let (server, target) = (server(), Target::new());
+    let all = |kind: &str| vectors(kind).into_iter();
+    let of_the_same = vectors("requests_of_the_same_process");
+    // The policy of this test permits nothing, and a question is none of them.
+    let before = all("answered_by_delegate").chain(all("requests"));
+    for (vector, next) in before.zip(of_the_same.iter().cycle()) {
+        let name = &vector["name"];
+        let with_descriptors = |vector: &Value| {
+            let names = texts(&vector["descriptors"]);
+            let descriptors = names.iter().map(|name| target.descriptor(name)).collect();
+            (target.message(vector), descriptors)
+        };
+        let greeting = (bytes(&vectors("hellos")[0]), Vec::new());
+        let messages = [greeting, with_descriptors(&vector), with_descriptors(next)];
+        let said = said(&server, &messages);
+        assert_eq!(said.len(), 3, "{name}: a hello, an answer, a goodbye");
+        let (header, _, text) = text_of(&said[2]);
+        assert_eq!((header.operation, header.request), (OUTCOME, 0), "{name}");
+        let expected = "there is no process of a request before";
+        assert_eq!(text, expected, "{name}");
     }
     drop(target.end);
 }

@@ -68,6 +68,8 @@ pub(crate) struct Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
+const UNKNOWN_FLAGS: &str = "the header has unknown flags";
+
 type Understood<T> = core::result::Result<T, Malformed>;
 
 impl Header {
@@ -120,12 +122,20 @@ impl Header {
             return Err(Malformed("the protocol's version is not 1"));
         }
         if header.flags & !SAME_PROCESS != 0 {
-            return Err(Malformed("the header has unknown flags"));
+            return Err(Malformed(UNKNOWN_FLAGS));
         }
         if header.size as usize > BODY_MAX {
             return Err(Malformed("the body is longer than 32768 bytes"));
         }
         Ok(header)
+    }
+
+    /// Answers, and a delegate's hello, have none.
+    pub(crate) fn require_no_flags(&self) -> Understood<()> {
+        match self.flags {
+            0 => Ok(()),
+            _ => Err(Malformed(UNKNOWN_FLAGS)),
+        }
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -450,6 +460,16 @@ impl<'a> Request<'a> {
         &self.descriptors[..self.descriptor_count]
     }
 
+    /// The header and descriptors that it is sent with, over a connection
+    /// whose last request was about the same process, or not.
+    pub(crate) fn headed(&self, header: Header, same_process: bool) -> (Header, &[c_int]) {
+        match same_process {
+            false => (header, self.descriptors()),
+            // The process comes first.
+            true => (header.of_same_process(), &self.descriptors()[1..]),
+        }
+    }
+
     pub(crate) fn descriptor(&mut self, fd: c_int) {
         self.descriptors[self.descriptor_count] = fd;
         self.descriptor_count += 1;
@@ -467,6 +487,10 @@ impl<'a> Request<'a> {
 pub(crate) fn read_anything(bytes: &[u8]) {
     if let Ok((header, body)) = Header::split(bytes) {
         let again = Header::new(header.operation, header.version, body.len(), header.request);
+        let again = match header.flags {
+            0 => again,
+            _ => again.of_same_process(),
+        };
         assert_eq!(header, again);
         assert_eq!(header.as_bytes(), &bytes[..size_of::<Header>()]);
     }

@@ -190,7 +190,11 @@ impl Held {
     #[inline(always)]
     pub(crate) fn process(pid: Pid, known: Option<Known>) -> Result<Held> {
         let known = match known {
-            Some(known) if known.pid == pid.0 && !has_exited(&known.fd)? => Some(known.fd),
+            // Or it cannot be told, as when somebody closed it: then it is no
+            // worse than not to know any.
+            Some(known) if known.pid == pid.0 && matches!(has_exited(&known.fd), Ok(false)) => {
+                Some(known.fd)
+            }
             _ => None,
         };
         let was_known = known.is_some();

@@ -287,6 +287,7 @@ pub(super) fn greet(
         trouble => trouble,
     })?;
     let (header, body) = Header::split(&answer[..length])?;
+    header.require_no_flags()?;
     if header.operation != HELLO {
         return Err(dismissed(header, body, text)?);
     }
@@ -392,10 +393,7 @@ pub(super) fn exchange(
         text,
         ..
     } = question;
-    let (header, descriptors) = match same_process {
-        false => (*header, request.descriptors()),
-        true => (header.of_same_process(), &request.descriptors()[1..]),
-    };
+    let (header, descriptors) = request.headed(*header, same_process);
     let [one, two, three] = *request.parts();
     let buffers = [header.as_bytes(), request.fixed.as_bytes(), one, two, three].map(socket::slice);
     send(socket, &buffers, descriptors, deadline)?;
@@ -432,6 +430,7 @@ pub(super) fn read_answer(
 ) -> core::result::Result<core::result::Result<Answer, Trouble>, Malformed> {
     let mut reader = Reader(&head[..ANSWER_HEAD.min(length)]);
     let header = Header::read(&mut reader)?;
+    header.require_no_flags()?;
     let answer = Answer::read(&mut reader)?;
     let tail = answer.results as usize * size_of::<c_int>() + answer.text as usize;
     if ANSWER_HEAD + tail != length || header.size as usize + size_of::<Header>() != length {
@@ -447,9 +446,6 @@ pub(super) fn read_answer(
     let asked = question.header;
     if header.operation == OUTCOME && asked.operation != OUTCOME && answer.results == 0 {
         return Ok(Err(Trouble::Dismissed));
-    }
-    if header.flags != 0 {
-        return Err(Malformed("it has unknown flags"));
     }
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));

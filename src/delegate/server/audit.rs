@@ -265,7 +265,8 @@ impl Record<'_> {
     }
 }
 
-/// A connection that was not made, or that the delegate ended.
+/// A connection that was not made, or that the delegate ended, or what came
+/// over it that is of no operation.
 pub(crate) struct Turned<'a> {
     pub(crate) how: How,
     /// As far as it is known.
@@ -280,6 +281,8 @@ pub(crate) struct Turned<'a> {
 pub(crate) enum How {
     Refused,
     Malformed,
+    /// An operation, or a version of one, that this delegate does not have.
+    Unsupported,
 }
 
 /// What is known of the other end.
@@ -306,6 +309,7 @@ impl Turned<'_> {
         match self.how {
             How::Refused => "refused",
             How::Malformed => "malformed",
+            How::Unsupported => "unsupported",
         }
     }
 }

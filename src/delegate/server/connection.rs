@@ -38,6 +38,9 @@ const HELLO_TIME: Duration = Duration::from_secs(10);
 /// How long a peer may take to make room for an answer.
 const SEND_TIME: Duration = Duration::from_secs(2);
 
+/// A hello or a question with a flag.
+const NO_REQUEST: Malformed = Malformed("what is no request has the flag of one");
+
 /// Why a connection ends.
 pub(crate) enum End {
     /// The peer, or the delegate, closed it.
@@ -233,7 +236,8 @@ struct Workspace {
 /// What is kept from one request to the next.
 #[derive(Default)]
 struct Last {
-    /// The process that it was about.
+    /// The process that it was about, if that was permitted and tried. The
+    /// client goes by that: whatever else a request comes to leaves none.
     process: Option<Fd>,
     /// The cgroup that a target was in, by its number.
     cgroup: Option<(u64, String)>,
@@ -261,6 +265,9 @@ impl Connection<'_> {
         let (header, body) = Header::split(message)?;
         if header.operation != HELLO {
             return Err(Malformed("the first message is not a hello").into());
+        }
+        if header.flags != 0 {
+            return Err(NO_REQUEST.into());
         }
         if !descriptors.is_empty() {
             return Err(Malformed("a hello has no descriptors").into());
@@ -335,31 +342,32 @@ impl Connection<'_> {
         last: &mut Last,
     ) -> Result<(), End> {
         let (header, body) = Header::split(message)?;
-        let same_process = header.flags == SAME_PROCESS;
         match header.operation {
-            HELLO | OUTCOME if same_process => {
-                Err(Malformed("what is no request has the flag of one").into())
-            }
+            HELLO | OUTCOME if header.flags != 0 => Err(NO_REQUEST.into()),
             HELLO => Err(Malformed("there is a second hello").into()),
             OUTCOME => self.tell_outcome(header, body, &descriptors),
             id => {
-                let Some(kind) = OPERATIONS.iter().find(|kind| kind.id == id) else {
-                    return self.reply(header, Said::not_handled());
+                let known = match header.flags {
+                    SAME_PROCESS => {
+                        let known = last.process.take();
+                        Some(known.ok_or(Malformed("there is no process of a request before"))?)
+                    }
+                    _ => None,
                 };
-                if header.version != kind.version {
-                    let text = format!(
-                        "the request is of version {} of {}, this delegate has version {}",
-                        header.version, kind.name, kind.version
-                    );
-                    let code = Code::VIR_INTERNAL_ERR_VERSION;
-                    return self.reply(header, Said::failed(code, Errno::EPROTONOSUPPORT, text));
-                }
+                let kind = OPERATIONS.iter().find(|kind| kind.id == id);
+                let Some(kind) = kind.filter(|kind| kind.version == header.version) else {
+                    // This is the last request now, and nobody looked at what
+                    // it is about.
+                    last.process = None;
+                    return self.lacks(header, kind.copied());
+                };
                 let job = Job {
                     connection: self,
                     policy,
                     kind,
                     header,
                     body,
+                    known,
                     descriptors,
                     start,
                     lists: &Lists::default(),
@@ -369,6 +377,32 @@ impl Connection<'_> {
                 operation::serve(job)
             }
         }
+    }
+
+    /// Answers a request of an operation that there is not, or of another
+    /// version of `kind`.
+    fn lacks(&self, header: Header, kind: Option<&dispatch::Kind>) -> Result<(), End> {
+        let Header {
+            operation, version, ..
+        } = header;
+        let (text, said) = match kind {
+            None => {
+                let text = format!("the request is of operation {operation}, which there is not");
+                (text, Said::not_handled())
+            }
+            Some(kind) => {
+                let text = format!(
+                    "the request is of version {version} of {}, this delegate has version {}",
+                    kind.name, kind.version
+                );
+                let code = Code::VIR_INTERNAL_ERR_VERSION;
+                let said = Said::failed(code, Errno::EPROTONOSUPPORT, text.clone());
+                (text, said)
+            }
+        };
+        let peer = Known::Peer(&self.peer);
+        self.shared.turn_away(How::Unsupported, peer, &text);
+        self.reply(header, said)
     }
 
     /// What became of an earlier request of this scope.
@@ -485,6 +519,8 @@ pub(crate) struct Job<'a> {
     pub(crate) kind: &'static dispatch::Kind,
     header: Header,
     body: &'a [u8],
+    /// The process of the request before, if it is that one's again.
+    known: Option<Fd>,
     descriptors: Vec<Fd>,
     start: Instant,
     lists: &'a Lists,
@@ -510,14 +546,7 @@ impl<'a> Job<'a> {
         } = self;
         let Connection { shared, peer, .. } = connection;
         texts.clear();
-        let known = match header.flags {
-            SAME_PROCESS => {
-                let last = self.last.process.take();
-                Some(last.ok_or(Malformed("there is no process of a request before"))?)
-            }
-            _ => None,
-        };
-        let mut subject = Subject::new(peer, known, self.descriptors, self.lists);
+        let mut subject = Subject::new(peer, self.known, self.descriptors, self.lists);
         let mut body = Reader(self.body);
         let read = O::read(&mut body, &mut subject).and_then(|operation| {
             body.end()?;

@@ -28,6 +28,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: AtomicU64,
     pub(crate) connections_refused: AtomicU64,
     pub(crate) malformed: AtomicU64,
+    pub(crate) unsupported: AtomicU64,
     pub(crate) audit_lost: AtomicU64,
 }
 
@@ -54,6 +55,7 @@ impl Metrics {
             connections: AtomicU64::new(0),
             connections_refused: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
+            unsupported: AtomicU64::new(0),
             audit_lost: AtomicU64::new(0),
         }
     }
@@ -138,6 +140,11 @@ impl Metrics {
                 "malformed_total",
                 "Connections that ended because of a message that cannot be understood.",
                 &self.malformed,
+            ),
+            (
+                "unsupported_total",
+                "Requests for operations, or versions of them, that there are not.",
+                &self.unsupported,
             ),
             (
                 "audit_lost_total",

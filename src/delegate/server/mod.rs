@@ -257,12 +257,13 @@ impl Shared {
         }
     }
 
-    /// Counts a connection that is not served, or not any more, and leaves a
-    /// line.
+    /// Counts a connection that is not served, or not any more, or a request
+    /// that is of no operation, and leaves a line.
     fn turn_away(&self, how: How, peer: Known<'_>, text: &str) {
         let count = match how {
             How::Refused => &self.metrics.connections_refused,
             How::Malformed => &self.metrics.malformed,
+            How::Unsupported => &self.metrics.unsupported,
         };
         count.fetch_add(1, Ordering::Relaxed);
         let Some(unwritten) = self.throttle.pass(&peer) else {
