@@ -555,7 +555,8 @@ static bool kill_after(int operation, int most, int *done, int *unknown,
     const char *audit = operations[operation].audit;
     int parts = operations[operation].parts, changed = 0;
     long number = -1;
-    pid_t threads[2];
+    /* Its first, the one that accepts, and the connection's. */
+    pid_t threads[3];
     Target target = target_start();
     if (operations[operation].call == call_cgroup) {
         char path[400];
@@ -574,9 +575,9 @@ static bool kill_after(int operation, int most, int *done, int *unknown,
     tell(&asker, 'w');
     if (outcome_from(&asker).result != 0)
         die("the delegate does not work");
-    threads_of(delegate, threads, 2);
+    threads_of(delegate, threads, 3);
 
-    bool killed = run_and_kill(delegate, threads, 2, &asker, most, &number);
+    bool killed = run_and_kill(delegate, threads, 3, &asker, most, &number);
     Outcome outcome = outcome_from(&asker);
     State after = state_of(&target);
     int lines = lines_of(audit, &target);
