@@ -1121,14 +1121,17 @@ def client_sends_it_again_after_what_cannot_be_understood(directory):
 
 def client_with_two_delegates(directory):
     CONN = 0x1000
-    first_handles = False
+    first_handles, second_verdict = False, peer.HANDLED
 
     def first_replies(packet):
         return says(packet,
                     peer.HANDLED if first_handles else peer.NOT_HANDLED)
+
+    def second_replies(packet):
+        return says(packet, second_verdict)
     with Sleeper() as a, Sleeper() as b, \
             Server(directory, first_replies, conn=CONN) as first, \
-            Server(directory, handles) as every:
+            Server(directory, second_replies) as every:
         # The first one passes it on.
         for _ in range(2):
             expect("outcome", DONE, set_policy(a.pid, conn=CONN))
@@ -1154,6 +1157,14 @@ def client_with_two_delegates(directory):
         expect("sent to the first", [(True, []), (False, [a.pid])],
                sent(first))
         expect("sent to the second", [(False, [a.pid])] * 2, sent(every))
+        # The second one knows it, and is asked about another in vain.
+        for verdict in (peer.NOT_HANDLED, peer.REFUSED):
+            second_verdict = verdict
+            assert set_policy(b.pid, conn=CONN) != DONE
+            second_verdict = peer.HANDLED
+            expect("outcome", DONE, set_policy(a.pid))
+            expect("sent to the second", [(False, [b.pid]), (False, [a.pid])],
+                   sent(every))
 
 
 def client_in_a_forked_child(directory):
