@@ -497,6 +497,162 @@ fn whoever_connects_in_a_loop_does_not_fill_the_disk() {
     delegate.stop();
 }
 
+/// A message of the protocol.
+fn message(operation: u32, version: u32, request: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"VIRd".to_vec();
+    for word in [1, operation, version, body.len() as u32, 0] {
+        bytes.extend_from_slice(&u32::to_ne_bytes(word));
+    }
+    bytes.extend_from_slice(&request.to_ne_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Sends a message; what is answered.
+fn exchange(socket: &OwnedFd, message: &[u8]) -> Vec<u8> {
+    let mut answer = vec![0; 33_000];
+    // SAFETY: buffers of those lengths.
+    let length = unsafe {
+        let socket = socket.as_raw_fd();
+        let sent = libc::send(socket, message.as_ptr().cast(), message.len(), 0);
+        assert_eq!(
+            sent,
+            message.len() as isize,
+            "{}",
+            io::Error::last_os_error()
+        );
+        libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0)
+    };
+    assert!(length > 0, "no answer: {}", io::Error::last_os_error());
+    answer.truncate(length as usize);
+    answer
+}
+
+#[test]
+fn requests_that_the_delegate_does_not_have_are_counted_and_have_lines() {
+    let directory = Directory::new();
+    let (policy, audit) = (directory.policy(4096), directory.path("audit"));
+    let (socket, metrics) = (directory.path("s"), directory.path("m"));
+    let delegate = Delegate::start(
+        &directory,
+        &[
+            "--policy",
+            &policy,
+            "--audit",
+            &audit,
+            "--listen",
+            &format!("unix:{socket}=vm-1"),
+            "--metrics",
+            &format!("unix:{metrics}"),
+        ],
+    );
+    let unsupported = || metric(&metrics, "virt_internal_unsupported_total");
+    assert_eq!(unsupported(), 0.0, "before any");
+    let peer = connect(&socket);
+    exchange(&peer, &message(0, 0, 0, &[0; 8]));
+    let version = "the request is of version 9 of virInternalProcessSetScheduler, \
+                   this delegate has version 1";
+    let cases = [
+        ((8, 1), 1, "this delegate does not have operation 8"),
+        ((5, 9), 3, version),
+    ];
+    for (number, ((operation, version), verdict, reason)) in (1..).zip(cases) {
+        let answer = exchange(&peer, &message(operation, version, number, b"whatever"));
+        assert_eq!(answer[32], verdict, "the verdict on {operation}");
+        // Answered: its line is there.
+        let lines = lines(&audit);
+        assert_eq!(lines.len() as u64, number, "{lines:#?}");
+        let line = lines.last().expect("a line");
+        assert_eq!(line["event"], "connection", "{line}");
+        assert_eq!(line["outcome"], "unsupported", "{line}");
+        assert_eq!(line["reason"], reason, "{line}");
+        assert_eq!(line["peer"]["pid"], std::process::id(), "{line}");
+        assert_eq!(line["peer"]["label"], "vm-1", "{line}");
+        assert_eq!(unsupported(), number as f64, "after {operation}");
+    }
+    let start = Instant::now();
+    for number in 3..=300 {
+        exchange(&peer, &message(8, 1, number, &[]));
+    }
+    assert_eq!(unsupported(), 300.0, "all are counted");
+    // Ten in each second that has begun.
+    let most = 10 * (start.elapsed().as_secs() as usize + 2);
+    let lines = lines(&audit);
+    assert!((3..=most).contains(&lines.len()), "{} lines", lines.len());
+    let malformed = metric(&metrics, "virt_internal_malformed_total");
+    assert_eq!(malformed, 0.0, "they end no connection");
+    delegate.stop();
+}
+
+/// A child that shares the memory and descriptors' numbers of this process, as
+/// that of vfork() does: it asks for a limit, and this thread waits.
+fn ask_in_vforked_child(key: usize, pid: pid_t, bytes: u64) -> c_int {
+    type Arguments = (usize, pid_t, u64);
+    extern "C" fn child(arguments: *mut libc::c_void) -> c_int {
+        // SAFETY: the parent's, which waits; a connection is never followed.
+        unsafe {
+            let (key, pid, bytes) = *arguments.cast::<Arguments>();
+            virInternalProcessSetMaxMemLock(key as *mut _virConnect, pid, bytes, 1 << 30)
+        }
+    }
+    let mut stack = vec![0_u128; 16 * 1024];
+    let mut arguments: Arguments = (key, pid, bytes);
+    let mut status = 0;
+    // SAFETY: a stack and arguments that live until the child has ended.
+    unsafe {
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let top = stack.as_mut_ptr().add(stack.len());
+        let child = libc::clone(child, top.cast(), flags, (&raw mut arguments).cast());
+        assert!(child > 0, "{}", io::Error::last_os_error());
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+    }
+    assert!(libc::WIFEXITED(status), "status {status:#x}");
+    libc::WEXITSTATUS(status)
+}
+
+#[test]
+fn a_vforked_child_leaves_its_parent_the_process_of_its_own_last_request() {
+    let directory = Directory::new();
+    let policy = directory.policy(1 << 20);
+    let address = format!("unix:{}", directory.path("s"));
+    let delegate = Delegate::start(&directory, &["--policy", &policy, "--listen", &address]);
+    const KEY: usize = 7;
+    let text = CString::new(address).expect("no NUL");
+    // SAFETY: a C string; a connection is never followed.
+    let connected =
+        unsafe { virInternalConnectDelegate(KEY as *mut _virConnect, 1, text.as_ptr(), 60_000, 0) };
+    assert_eq!(connected, 0, "a delegate can be connected");
+    let (one, two) = (Target::start(), Target::start());
+    let ask = |target: &Target, bytes| {
+        // SAFETY: a connection is never followed.
+        unsafe {
+            let conn = KEY as *mut _virConnect;
+            virInternalProcessSetMaxMemLock(conn, target.pid(), bytes, 1 << 30)
+        }
+    };
+    let limit = |target: &Target| {
+        // SAFETY: a limit to write.
+        unsafe {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            let none = std::ptr::null();
+            let got = libc::prlimit(target.pid(), libc::RLIMIT_MEMLOCK, none, &mut limit);
+            assert_eq!(got, 0, "{}", io::Error::last_os_error());
+            limit.rlim_max
+        }
+    };
+    // Hard limits that only go down, which anybody may do.
+    for bytes in (1..=8).rev().map(|step| step * 4096) {
+        assert_eq!(ask(&one, bytes + 2), 0, "the first");
+        assert_eq!(limit(&one), bytes + 2);
+        let asked = ask_in_vforked_child(KEY, two.pid(), bytes + 1);
+        assert_eq!(asked, 0, "the child's");
+        assert_eq!((limit(&one), limit(&two)), (bytes + 2, bytes + 1));
+        assert_eq!(ask(&one, bytes), 0, "the same one again");
+        assert_eq!((limit(&one), limit(&two)), (bytes, bytes + 1));
+    }
+    delegate.stop();
+}
+
 #[test]
 fn hup_opens_the_audit_file_anew() {
     let directory = Directory::new();

@@ -128,6 +128,8 @@ fn answer(socket: &std::os::fd::OwnedFd, script: &[(u8, u8, Vec<u8>)]) -> Vec<u3
             break;
         };
         let word = |at: usize| u32::from_ne_bytes(asked[at..at + 4].try_into().unwrap());
+        // Others may ask over the same connection.
+        assert_eq!(word(20), 0, "flags over a descriptor");
         let request = u64::from_ne_bytes(asked[24..32].try_into().unwrap());
         let packet = match kind {
             0 => body.clone(),

@@ -9,8 +9,7 @@
 pub struct Packet<'a> {
     /// 0: the body is the whole packet. Else which header it gets.
     pub kind: u8,
-    /// Two bits for each of four descriptors' kinds, or what a target makes
-    /// of them.
+    /// Which descriptors it has, and what else a target makes of it.
     pub descriptors: u8,
     pub body: &'a [u8],
 }

@@ -173,6 +173,9 @@ fn descriptors(world: &World, byte: u8) -> Vec<i32> {
     }
 }
 
+/// In the byte of a packet's descriptors: the header has the flag.
+const SAME_PROCESS: u8 = 0x40;
+
 fn bytes(world: &World, packet: &Packet<'_>, request: u64) -> Vec<u8> {
     let body = packet.body;
     let operation = match packet.kind {
@@ -183,6 +186,9 @@ fn bytes(world: &World, packet: &Packet<'_>, request: u64) -> Vec<u8> {
     };
     let version = u32::from(packet.kind & 0x40 == 0 && operation != 0);
     let mut bytes = header(operation, version, body.len(), request).to_vec();
+    if packet.descriptors & SAME_PROCESS != 0 {
+        bytes[20..24].copy_from_slice(&1_u32.to_ne_bytes());
+    }
     bytes.extend_from_slice(body);
     // A number of a thread, of which this process has one.
     let at = if operation == 7 { 52 } else { 32 };
@@ -229,17 +235,19 @@ fn run(world: &World, input: &[u8]) {
             input
         }
     };
-    let mut sent = 0;
+    let mut sent = Vec::new();
     for (packet, request) in packets(input).zip(1..) {
         let bytes = bytes(world, &packet, request);
         if !sockets::send(&ours, &bytes, &descriptors(world, packet.descriptors)) {
             break;
         }
-        sent += 1;
+        sent.push(bytes);
     }
     sockets::end(&ours);
     world.server.serve_connected(theirs);
     let mut answers = 0;
+    let mut requests = sent.iter();
+    let mut is_kept = false;
     let mut is_over = false;
     while let Some(said) = sockets::receive(&ours, libc::MSG_DONTWAIT) {
         assert!(!is_over, "something was said after a goodbye");
@@ -255,7 +263,17 @@ fn run(world: &World, input: &[u8]) {
             assert!(matches!(word(32), 0 | 1) || !text.is_empty(), "no reason");
         }
         is_over = word(8) == u32::MAX && said[24..32] == [0; 8];
+        if !is_over && word(8) != 0 {
+            let request = requests.next().expect("an answer to nothing");
+            let flag = u32::from_ne_bytes(request[20..24].try_into().unwrap());
+            assert!(flag == 0 || is_kept, "a process that nobody sent");
+            // A question changes nothing.
+            if word(8) != u32::MAX {
+                is_kept = (1..=7).contains(&word(8)) && word(12) == 1 && word(32) != 2;
+            }
+        }
         answers += 1;
     }
+    let sent = sent.len();
     assert!(answers <= sent + 1, "{answers} answers to {sent} packets");
 }

@@ -189,14 +189,18 @@ impl Held {
     /// process's, for then the number is still its own.
     #[inline(always)]
     pub(crate) fn process(pid: Pid, known: Option<Known>) -> Result<Held> {
-        let known = match known {
-            // Or it cannot be told, as when somebody closed it: then it is no
-            // worse than not to know any.
-            Some(known) if known.pid == pid.0 && matches!(has_exited(&known.fd), Ok(false)) => {
-                Some(known.fd)
-            }
-            _ => None,
-        };
+        let known = known.and_then(|known| match known.pid == pid.0 {
+            true => match has_exited(&known.fd) {
+                Ok(exited) => (!exited).then_some(known.fd),
+                // Somebody closed it: what has its number next is not ours to
+                // close.
+                Err(_) => {
+                    known.fd.into_raw();
+                    None
+                }
+            },
+            false => None,
+        });
         let was_known = known.is_some();
         Ok(Held {
             pid,

@@ -64,15 +64,19 @@ support_expect_error(const char *file, int line, const char *call,
 const char *
 text(const char *format, ...)
 {
-    static char buffers[32][512];
-    static unsigned int next;
-    char *buffer = buffers[next++ % 32];
+    static char buffer[TEXT_KEPT + 4096];
+    static size_t used;
+    size_t begin = used;
     va_list args;
+    int length;
 
     va_start(args, format);
-    vsnprintf(buffer, sizeof(buffers[0]), format, args);
+    length = vsnprintf(buffer + begin, 4096, format, args);
     va_end(args);
-    return buffer;
+    if (length < 0 || length >= 4096)
+        FAIL("expected a text of at most 4095 bytes, it has %d", length);
+    used = begin + length + 1 < TEXT_KEPT ? begin + length + 1 : 0;
+    return buffer + begin;
 }
 
 /* What a subject tells of its threads. */

@@ -39,7 +39,9 @@ void support_expect_return(const char *file, int line, const char *call,
 void support_expect_error(const char *file, int line, const char *call,
                           int actual, int code, int errnum, const char *part);
 
-/* Formats into a buffer that is good until the 32nd call from now. */
+/* Formats into static memory, which is used again after TEXT_KEPT bytes: those
+ * of any wait in a loop fit into it. */
+#define TEXT_KEPT (16 << 20)
 __attribute__((format(printf, 1, 2)))
 const char *text(const char *format, ...);
 

@@ -11,6 +11,7 @@ HEADER = struct.Struct("=4sIIIIIQ")
 ANSWER = struct.Struct("=IIiIII")
 MAGIC, PROTOCOL = b"VIRd", 1
 HELLO, OUTCOME = 0, 0xffffffff
+SAME_PROCESS = 1
 HANDLED, NOT_HANDLED, REFUSED, FAILED, UNKNOWN = range(5)
 (MAX_MEM_LOCK, MAX_PROCESSES, MAX_FILES, MAX_CORE_SIZE, SCHEDULER, AFFINITY,
  CGROUP_ADD_THREADS) = range(1, 8)
@@ -53,8 +54,9 @@ def body_of(operation, arguments):
             + struct.pack(f"={len(ids or ())}I", *(ids or ())) + cpumap)
 
 
-def request(operation, arguments, number, version=1):
-    return message(operation, version, body_of(operation, arguments), number)
+def request(operation, arguments, number, version=1, flags=0):
+    return message(operation, version, body_of(operation, arguments), number,
+                   flags=flags)
 
 
 def question(about, number):
@@ -79,9 +81,15 @@ def read_header(packet):
     magic, protocol, operation, version, size, flags, number = \
         HEADER.unpack_from(packet)
     body = packet[HEADER.size:]
-    assert (magic, protocol, flags) == (MAGIC, PROTOCOL, 0), packet
+    assert (magic, protocol) == (MAGIC, PROTOCOL), packet
+    is_request = operation not in (HELLO, OUTCOME)
+    assert flags == 0 or is_request and flags == SAME_PROCESS, packet
     assert size == len(body), packet
     return operation, version, number, body
+
+
+def is_of_same_process(packet):
+    return HEADER.unpack_from(packet)[5] == SAME_PROCESS
 
 
 def read_hello(packet):
@@ -95,6 +103,7 @@ def read_hello(packet):
 class Answer:
     def __init__(self, packet):
         self.operation, self.version, self.request, body = read_header(packet)
+        assert not is_of_same_process(packet), packet
         (self.verdict, self.code, self.errnum, results, text,
          reserved) = ANSWER.unpack_from(body)
         assert reserved == 0 and len(body) == 24 + 4 * results + text, packet
@@ -155,10 +164,10 @@ class Client:
         said = self.sock.recv(MESSAGE_MAX)
         return Answer(said) if said else None
 
-    def ask(self, operation, arguments, descriptors, version=1):
+    def ask(self, operation, arguments, descriptors, version=1, flags=0):
         self.last += 1
-        said = self.tell(request(operation, arguments, self.last, version),
-                         descriptors)
+        said = self.tell(request(operation, arguments, self.last, version,
+                                 flags), descriptors)
         assert (said.operation, said.version, said.request) == \
             (operation, version, self.last), said
         return said
@@ -182,9 +191,10 @@ class Client:
         self.sock.close()
 
 
-def serve(sock, replies, spoken=SPOKEN, greeting=None):
+def serve(sock, replies, spoken=SPOKEN, greeting=None, most=None):
     """Serves one connection to its end. replies(packet, descriptors) says what
-    to answer, or None to close."""
+    to answer, or None to close. @most: how many it answers before it closes.
+    """
     with sock:
         packet, descriptors = receive(sock)
         if not packet:
@@ -192,10 +202,11 @@ def serve(sock, replies, spoken=SPOKEN, greeting=None):
         assert not descriptors
         _, number = read_hello(packet)
         send(sock, hello(spoken, number) if greeting is None else greeting)
-        while True:
+        while most is None or most > 0:
             packet, descriptors = receive(sock)
             if not packet:
                 return
+            most = most and most - 1
             said = replies(packet, descriptors)
             for fd in descriptors:
                 os.close(fd)

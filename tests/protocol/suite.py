@@ -3,11 +3,13 @@
 every vector, and other versions. Prints PASS or FAIL for each, and their
 number."""
 
+import collections
 import ctypes
 import errno
 import json
 import os
 import pathlib
+import random
 import re
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import peer
 
@@ -40,15 +43,22 @@ _ask = vir._function("AskDelegate", ctypes.c_int, ctypes.c_void_p,
                      ctypes.c_ulonglong, ctypes.c_uint)
 _last_request = vir._function("GetLastRequest", ctypes.c_ulonglong)
 
-passed = failed = 0
+passed = failed = skipped = 0
+
+
+class Skip(Exception):
+    """This machine does not let it be tested."""
 
 
 def check(name, body, *arguments):
-    global passed, failed
+    global passed, failed, skipped
     try:
         body(*arguments)
         passed += 1
         print(f"PASS {name}")
+    except Skip as why:
+        skipped += 1
+        print(f"SKIP {name}: {why}")
     except Exception:
         failed += 1
         print(f"FAIL {name}")
@@ -143,10 +153,14 @@ def vectors_as_peer_has_them():
         expect(vector["name"], vector["hex"], packet.hex())
         expect(vector["name"], list(map(tuple, vector["operations"])),
                peer.read_hello(packet)[0])
-    for vector in VECTORS["requests"]:
-        packet = peer.request(vector["operation"], vector["arguments"],
-                              vector["request"])
-        expect(vector["name"], vector["hex"], packet.hex())
+    for which, flags in (("requests", 0),
+                         ("requests_of_the_same_process", peer.SAME_PROCESS)):
+        for vector in VECTORS[which]:
+            packet = peer.request(vector["operation"], vector["arguments"],
+                                  vector["request"], flags=flags)
+            expect(vector["name"], vector["hex"], packet.hex())
+            expect(vector["name"], bool(flags),
+                   peer.is_of_same_process(packet))
     for vector in VECTORS["questions"]:
         packet = peer.question(vector["about"], vector["request"])
         expect(vector["name"], vector["hex"], packet.hex())
@@ -424,31 +438,42 @@ def quota_of_connections(target):
 class Server:
     """peer.py as a delegate, for one call after the other."""
 
-    def __init__(self, directory, replies, **named):
-        self.path = f"{directory}/peer"
+    def __init__(self, directory, replies, conn=None, **named):
+        self.path = f"{directory}/peer-{conn}"
+        self.conn = conn
         self.listener = peer.seqpacket()
         self.listener.bind(self.path)
         self.listener.listen(8)
         self.replies, self.named, self.requests = replies, named, []
-        self.connections = 0
+        self.connections = self.ended = 0
         self.trouble = None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def run(self):
+        threads = []
         while True:
             try:
                 sock, _ = self.listener.accept()
             except OSError:
-                return
+                break
             self.connections += 1
             sock.settimeout(PATIENCE)
-            try:
-                peer.serve(sock, self.reply, **self.named)
-            except ConnectionResetError:
-                pass
-            except BaseException as trouble:
-                self.trouble = trouble
+            thread = threading.Thread(target=self.serve, args=(sock,),
+                                      daemon=True)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join(PATIENCE)
+
+    def serve(self, sock):
+        try:
+            peer.serve(sock, self.reply, **self.named)
+        except ConnectionResetError:
+            pass
+        except BaseException as trouble:
+            self.trouble = trouble
+        self.ended += 1
 
     def reply(self, packet, descriptors):
         kinds = [os.readlink(f"/proc/self/fd/{fd}") for fd in descriptors]
@@ -462,12 +487,12 @@ class Server:
         return self.replies(packet)
 
     def __enter__(self):
-        result = _connect(None, 1, f"unix:{self.path}".encode(), 0, 0)
+        result = _connect(self.conn, 1, f"unix:{self.path}".encode(), 0, 0)
         expect("virInternalConnectDelegate", 0, result)
         return self
 
     def __exit__(self, *_):
-        _disconnect(None)
+        _disconnect(self.conn)
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         self.thread.join(PATIENCE)
@@ -732,6 +757,549 @@ def client_says_its_hello(directory, target):
     expect("hello", VECTORS["hellos"][0]["hex"], hellos[0].hex())
 
 
+# A process that is not sent again: both sides must mean the same one.
+
+SAME = peer.SAME_PROCESS
+BATCH, OTHER = 1, 0x100
+NO_PROCESS_BEFORE = "there is no process of a request before"
+
+
+class Sleeper:
+    """A process whose scheduling policy says who was acted on."""
+
+    def __init__(self, process=None):
+        self.process = process or subprocess.Popen(["sleep", "9999"])
+        self.pid = self.process.pid
+        self.fd = os.pidfd_open(self.pid)
+
+    @property
+    def policy(self):
+        policy = os.sched_getscheduler(self.pid)
+        return {os.SCHED_BATCH: BATCH, os.SCHED_OTHER: OTHER}[policy]
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def reborn(self):
+        """Another process with the number of this one, which has exited."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                pathlib.Path("/proc/sys/kernel/ns_last_pid").write_text(
+                    str(self.pid - 1))
+            except OSError as why:
+                raise Skip(f"no number of a process can be chosen: {why}")
+            process = subprocess.Popen(["sleep", "9999"])
+            if process.pid == self.pid:
+                return Sleeper(process)
+            process.kill()
+            process.wait()
+            assert time.monotonic() < end, f"{self.pid} is not given again"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+        os.close(self.fd)
+
+
+def schedule(policy, tid=0, priority=0):
+    return dict(tid=tid, policy=policy, priority=priority)
+
+
+def ask_policy(client, policy, descriptors=(), flags=SAME, tid=0):
+    said = client.ask(peer.SCHEDULER, schedule(policy, tid), descriptors,
+                      flags=flags)
+    expect(f"verdict: {said}", peer.HANDLED, said.verdict)
+    return said
+
+
+def expect_no_process(client):
+    client.last += 1
+    said = client.tell(peer.request(peer.SCHEDULER, schedule(OTHER),
+                                    client.last, flags=SAME))
+    assert said.is_goodbye, said
+    expect("text", NO_PROCESS_BEFORE, said.text)
+    assert client.is_at_end()
+
+
+def delegate_acts_on_the_process_of_the_last_request(delegate):
+    asked = []
+    with Sleeper() as a, Sleeper() as b, \
+            peer.Client(delegate.path) as one, \
+            peer.Client(delegate.path) as two:
+        def step(client, policy, sent, whose):
+            other = {a: b, b: a}[whose].policy
+            descriptors = [sent.fd] if sent else []
+            said = ask_policy(client, policy, descriptors,
+                              0 if sent else SAME)
+            asked.append((f"{said.request:#x}", whose.pid))
+            expect("who was acted on", (policy, other),
+                   (whose.policy, {a: b, b: a}[whose].policy))
+        step(one, BATCH, a, a)
+        step(one, OTHER, None, a)
+        step(one, BATCH, b, b)
+        step(one, OTHER, None, b)
+        step(one, BATCH, None, b)
+        # Each connection has its own.
+        step(two, BATCH, a, a)
+        step(one, OTHER, None, b)
+        step(two, OTHER, None, a)
+        step(one, BATCH, a, a)
+        step(one, OTHER, None, a)
+        step(two, BATCH, None, a)
+    lines = {line["request"]: line for line in delegate.lines()}
+    for request, pid in asked:
+        expect("the line's process", pid, lines[request]["target"]["pid"])
+        expect("the line's proof", "pidfd", lines[request]["proof"])
+
+
+def after(what):
+    """Requests that leave no process: each about @b, or the one before."""
+    def raw(operation, version, flags):
+        def tell(client, descriptors):
+            client.last += 1
+            return client.tell(peer.message(operation, version, b"",
+                                            client.last, flags=flags),
+                               descriptors)
+        return tell
+
+    def scheduler(policy, flags=0, tid=0, priority=0):
+        def tell(client, descriptors):
+            return client.ask(peer.SCHEDULER,
+                              schedule(policy, tid, priority), descriptors,
+                              flags=flags)
+        return tell
+    own_thread = threading.get_native_id()
+    return {
+        "refused": (peer.REFUSED, ["b"], scheduler(3, priority=1)),
+        "refused, of the same process":
+            (peer.REFUSED, [], scheduler(3, SAME, priority=1)),
+        "no value": (peer.FAILED, ["b"], scheduler(77)),
+        "no value, of the same process": (peer.FAILED, [],
+                                          scheduler(77, SAME)),
+        "exited": (peer.FAILED, ["dead"], scheduler(BATCH)),
+        "another's thread": (peer.FAILED, ["b", "thread"],
+                             scheduler(BATCH, tid=own_thread)),
+        "another's thread, of the same process":
+            (peer.FAILED, ["thread"], scheduler(BATCH, SAME, own_thread)),
+        "no operation": (peer.NOT_HANDLED, ["b"], raw(8, 1, 0)),
+        "no operation, of the same process": (peer.NOT_HANDLED, [],
+                                              raw(8, 1, SAME)),
+        "another version": (peer.FAILED, ["b"], raw(5, 9, 0)),
+        "another version, of the same process": (peer.FAILED, [],
+                                                 raw(5, 9, SAME)),
+    }[what]
+
+
+AFTER = ["refused", "refused, of the same process", "no value",
+         "no value, of the same process", "exited", "another's thread",
+         "another's thread, of the same process", "no operation",
+         "no operation, of the same process", "another version",
+         "another version, of the same process"]
+
+
+def delegate_has_no_process_after(delegate, target, what):
+    verdict, names, tell = after(what)
+    own_thread = pidfd_of_thread(threading.get_native_id())
+    with Sleeper() as a, Sleeper() as b, \
+            peer.Client(delegate.path) as client:
+        descriptors = {"b": b.fd, "dead": target.dead, "thread": own_thread}
+        ask_policy(client, BATCH, [a.fd], 0)
+        said = tell(client, [descriptors[name] for name in names])
+        expect(f"verdict: {said}", verdict, said.verdict)
+        expect_no_process(client)
+        expect("who was acted on", (BATCH, OTHER), (a.policy, b.policy))
+    os.close(own_thread)
+
+
+def delegate_keeps_the_process_of_what_was_tried(delegate):
+    with Sleeper() as a, peer.Client(delegate.path) as client:
+        said = client.ask(peer.CGROUP_ADD_THREADS,
+                          dict(role=0, tids=[a.pid], ids=None, cgroup=False,
+                               cpumap=None), [a.fd])
+        expect("without a cgroup", peer.NOT_HANDLED, said.verdict)
+        ask_policy(client, BATCH)
+        expect("policy after what was not handled", BATCH, a.policy)
+        # No machine has CPU 8191 and nothing else.
+        far = dict(tid=0, cpumap=[0] * 1023 + [128])
+        said = client.ask(peer.AFFINITY, far, [], flags=SAME)
+        expect(f"verdict: {said}", peer.FAILED, said.verdict)
+        ask_policy(client, OTHER)
+        expect("policy after what failed", OTHER, a.policy)
+        # A question is no request.
+        expect("what became of it", peer.FAILED,
+               client.became_of(said.request).verdict)
+        ask_policy(client, BATCH)
+        expect("policy after a question", BATCH, a.policy)
+
+
+def delegate_tells_that_the_process_has_exited(delegate, reuse):
+    with Sleeper() as a, peer.Client(delegate.path) as client:
+        ask_policy(client, OTHER, [a.fd], 0)
+        a.kill()
+        with (a.reborn() if reuse else Sleeper()) as other:
+            said = client.ask(peer.SCHEDULER, schedule(BATCH), [], flags=SAME)
+            expect(f"answer: {said}",
+                   (peer.FAILED, vir.ERR_NO_PROCESS, errno.ESRCH),
+                   (said.verdict, said.code, said.errnum))
+            expect("policy of another", OTHER, other.policy)
+            expect_no_process(client)
+
+
+def delegate_takes_threads_of_the_same_process(delegate, target):
+    def policies():
+        return [os.sched_getscheduler(tid) for tid in (target.pid,
+                                                       *target.tids)]
+    one, two = target.tids
+    thread = target.descriptors(["thread"])
+    own_thread = pidfd_of_thread(threading.get_native_id())
+    second = pidfd_of_thread(two)
+    with peer.Client(delegate.path) as client:
+        ask_policy(client, OTHER, target.descriptors(["process"]), 0)
+        for policy, linux in ((BATCH, os.SCHED_BATCH),
+                              (OTHER, os.SCHED_OTHER)):
+            rest = policies()
+            for index, tid, descriptors in ((1, one, thread),
+                                            (2, two, [second]), (0, 0, [])):
+                ask_policy(client, policy, descriptors, tid=tid)
+                rest[index] = linux
+                expect("policies", rest, policies())
+        # By its number alone; then the process is still the process.
+        ask_policy(client, BATCH, tid=two)
+        ask_policy(client, BATCH)
+        expect("policies", [os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_BATCH],
+               policies())
+        ask_policy(client, OTHER, tid=two)
+        ask_policy(client, OTHER)
+        client.last += 1
+        said = client.tell(peer.request(peer.MAX_CORE_SIZE, dict(bytes=0),
+                                        client.last, flags=SAME),
+                           target.descriptors(["process"]))
+        assert said.is_goodbye, said
+        expect("text", "there are too many descriptors", said.text)
+    os.close(own_thread)
+    os.close(second)
+
+
+# The client.
+
+def handles(packet):
+    return says(packet, peer.HANDLED)
+
+
+def says(packet, verdict):
+    operation, version, request, _ = peer.read_header(packet)
+    code, errnum = {peer.REFUSED: (4, 1), peer.FAILED: (5, 5)}.get(verdict,
+                                                                  (0, 0))
+    return peer.answer(operation, version, request, verdict, code, errnum)
+
+
+def set_policy(pid, policy=OTHER, tid=None, conn=None):
+    """Has the real client ask. (result, code)"""
+    try:
+        return vir.process_set_scheduler(pid, tid or pid, policy, 0,
+                                         conn=conn, flags=vir.NO_DIRECT), 0
+    except vir.Error as error:
+        return -1, error.code
+
+
+DONE = (0, 0)
+
+
+def sent(server):
+    """What was sent since this was last asked: whether it is of the same
+    process, and which processes and threads came along."""
+    found = [(peer.is_of_same_process(packet), pids)
+             for packet, _, pids in server.requests]
+    server.requests.clear()
+    return found
+
+
+def client_sends_a_process_once(directory):
+    with Sleeper() as a, Sleeper() as b, Server(directory, handles) as server:
+        for who in (a, a, a, b, b, a, b, a):
+            expect("outcome", DONE, set_policy(who.pid))
+        expect("sent", [(False, [a.pid]), (True, []), (True, []),
+                        (False, [b.pid]), (True, []), (False, [a.pid]),
+                        (False, [b.pid]), (False, [a.pid])], sent(server))
+        expect("connections", 1, server.connections)
+
+
+def client_sends_it_again_after(directory, verdict):
+    script = [peer.HANDLED, verdict, peer.HANDLED, peer.HANDLED]
+
+    def replies(packet):
+        return says(packet, script.pop(0))
+    with Sleeper() as a, Server(directory, replies) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        # Handled: it says so, and did not.
+        policy = BATCH if verdict == peer.HANDLED else OTHER
+        assert set_policy(a.pid, policy) != DONE
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent", [(False, [a.pid]), (True, []), (False, [a.pid]),
+                        (True, [])], sent(server))
+
+
+def client_sends_it_again_after_a_question(directory):
+    def replies(packet):
+        return says(packet, peer.HANDLED)
+    with Sleeper() as a, Server(directory, replies) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("what became of it", (0, 0, 0, ""), ask_outcome(REQUEST))
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent", [(False, [a.pid]), (False, []), (False, [a.pid])],
+               sent(server))
+
+
+def client_sends_one_with_the_number_of_another(directory):
+    with Sleeper() as a, Server(directory, handles) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        a.kill()
+        expect("outcome", (-1, vir.ERR_NO_PROCESS), set_policy(a.pid))
+        with a.reborn() as b:
+            expect("outcome", DONE, set_policy(b.pid))
+            expect("outcome", DONE, set_policy(b.pid))
+            expect("sent", [(False, [a.pid]), (False, [b.pid]), (True, [])],
+                   sent(server))
+            b.kill()
+            # And without a call in between.
+            with b.reborn() as c:
+                expect("outcome", DONE, set_policy(c.pid))
+                expect("sent", [(False, [c.pid])], sent(server))
+
+
+def client_sends_threads_of_the_same_process(directory, target):
+    pid, (one, two) = target.pid, target.tids
+    with Server(directory, handles) as server:
+        for tid in (one, two, pid, one):
+            expect("outcome", DONE, set_policy(pid, tid=tid))
+        expect("sent", [(False, [pid, one]), (True, [two]), (True, []),
+                        (True, [one])], sent(server))
+
+
+def client_sends_it_again_over_another_connection(directory):
+    with Sleeper() as a, Server(directory, handles, most=2) as server:
+        def ended(count):
+            end = time.monotonic() + PATIENCE
+            while server.ended < count:
+                assert time.monotonic() < end, "it does not end"
+                time.sleep(0.001)
+        for time_before in range(3):
+            expect("outcome", DONE, set_policy(a.pid))
+            expect("outcome", DONE, set_policy(a.pid))
+            ended(time_before + 1)
+        expect("sent", [(False, [a.pid]), (True, [])] * 3, sent(server))
+        expect("connections", 3, server.connections)
+
+
+def client_sends_it_again_when_it_was_connected_anew(directory):
+    with Sleeper() as a:
+        for _ in range(2):
+            with Server(directory, handles) as server:
+                expect("outcome", DONE, set_policy(a.pid))
+                expect("outcome", DONE, set_policy(a.pid))
+                expect("sent", [(False, [a.pid]), (True, [])], sent(server))
+
+
+def client_sends_it_again_after_what_cannot_be_understood(directory):
+    script = [True, False, True]
+
+    def replies(packet):
+        said = handles(packet)
+        return said if script.pop(0) else with_request(said, 1)
+    with Sleeper() as a, Server(directory, replies) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("outcome", (-1, vir.ERR_UNKNOWN_OUTCOME), set_policy(a.pid))
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent", [(False, [a.pid]), (True, []), (False, [a.pid])],
+               sent(server))
+
+
+def client_with_two_delegates(directory):
+    CONN = 0x1000
+    first_handles, second_verdict = False, peer.HANDLED
+
+    def first_replies(packet):
+        return says(packet,
+                    peer.HANDLED if first_handles else peer.NOT_HANDLED)
+
+    def second_replies(packet):
+        return says(packet, second_verdict)
+    with Sleeper() as a, Sleeper() as b, \
+            Server(directory, first_replies, conn=CONN) as first, \
+            Server(directory, second_replies) as every:
+        # The first one passes it on.
+        for _ in range(2):
+            expect("outcome", DONE, set_policy(a.pid, conn=CONN))
+        expect("sent to the first", [(False, [a.pid])] * 2, sent(first))
+        expect("sent to the second", [(False, [a.pid])] * 2, sent(every))
+        # The second one knows it from then.
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent to the second", [(True, [])], sent(every))
+        # Each has its own.
+        first_handles = True
+        for conn, who in ((CONN, b), (None, a), (CONN, b), (CONN, a),
+                          (None, b), (CONN, a), (None, b)):
+            expect("outcome", DONE, set_policy(who.pid, conn=conn))
+        expect("sent to the first", [(False, [b.pid]), (True, []),
+                                     (False, [a.pid]), (True, [])],
+               sent(first))
+        expect("sent to the second", [(True, []), (False, [b.pid]),
+                                      (True, [])], sent(every))
+        # The first one knows it, passes it on, and is to be told it again.
+        first_handles = False
+        expect("outcome", DONE, set_policy(a.pid, conn=CONN))
+        expect("outcome", DONE, set_policy(a.pid, conn=CONN))
+        expect("sent to the first", [(True, []), (False, [a.pid])],
+               sent(first))
+        expect("sent to the second", [(False, [a.pid])] * 2, sent(every))
+        # The second one knows it, and is asked about another in vain.
+        for verdict in (peer.NOT_HANDLED, peer.REFUSED):
+            second_verdict = verdict
+            assert set_policy(b.pid, conn=CONN) != DONE
+            second_verdict = peer.HANDLED
+            expect("outcome", DONE, set_policy(a.pid))
+            expect("sent to the second", [(False, [b.pid]), (False, [a.pid])],
+                   sent(every))
+
+
+def client_in_a_forked_child(directory):
+    with Sleeper() as a, Sleeper() as b, Server(directory, handles) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        for who in (a, b):
+            in_child(lambda: [set_policy(who.pid), set_policy(who.pid)],
+                     [DONE, DONE])
+            expect("sent by the child", [(False, [who.pid])] * 2, sent(server)
+                   [-2:])
+        # The parent's own is as it was.
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent", [(True, [])], sent(server))
+        expect("connections", 5, server.connections)
+
+
+def in_child(call, expected):
+    child = os.fork()
+    if child == 0:
+        try:
+            found = call()
+            os._exit(0 if found == expected else 2)
+        finally:
+            os._exit(3)
+    _, status = os.waitpid(child, 0)
+    expect("the child's end", 0, os.waitstatus_to_exitcode(status))
+
+
+def client_whose_descriptor_was_closed(directory):
+    with Sleeper() as a, Server(directory, handles) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        closed = 0
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            try:
+                text = pathlib.Path(f"/proc/self/fdinfo/{fd}").read_text()
+            except OSError:
+                continue
+            if fd != a.fd and re.search(rf"^Pid:\s*{a.pid}$", text, re.M):
+                os.close(fd)
+                closed += 1
+        expect("descriptors that were kept", 1, closed)
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent", [(False, [a.pid])] * 2, sent(server))
+
+
+def client_with_a_handler_before(directory):
+    with Sleeper() as a, Sleeper() as b, Server(directory, handles) as server:
+        expect("outcome", DONE, set_policy(a.pid))
+        cpus = os.sched_getaffinity(b.pid)
+
+        def asks_about_another(*_):
+            vir.process_set_affinity(b.pid, b.pid, *vir.cpumap(*cpus),
+                                     flags=vir.NO_DIRECT)
+            return vir.NOT_HANDLED
+        vir.process_set_scheduler.set(asks_about_another)
+        try:
+            expect("outcome", DONE, set_policy(a.pid))
+        finally:
+            vir.process_set_scheduler.unset()
+        expect("outcome", DONE, set_policy(a.pid))
+        expect("sent", [(False, [a.pid]), (False, [b.pid]), (False, [a.pid]),
+                        (True, [])], sent(server))
+
+
+def both_mean_the_same_process(directory):
+    """The real client and the real delegate, and whatever could come
+    between."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    chance = random.Random(seed)
+    print(f"     seed {seed}")
+    delegate = Delegate(directory)
+    _connect(None, 1, f"unix:{delegate.path}".encode(), 0, 0)
+    sleepers = [Sleeper() for _ in range(3)]
+    model = [OTHER] * 3
+    workers = [ThreadPoolExecutor(1) for _ in range(2)]
+    counts = collections.Counter()
+    reuse = True
+    try:
+        for step in range(600):
+            index = chance.randrange(3)
+            who = sleepers[index]
+            policy = chance.choice((BATCH, OTHER))
+            what = chance.choices(
+                ("set", "refused", "question", "child", "restart", "another",
+                 "direct"), (60, 8, 6, 6, 2, 6, 4))[0]
+            counts[what] += 1
+
+            def do():
+                nonlocal delegate, reuse
+                if what == "set":
+                    expect("outcome", DONE, set_policy(who.pid, policy))
+                elif what == "refused":
+                    try:
+                        vir.process_set_scheduler(who.pid, who.pid, 3, 1,
+                                                  flags=vir.NO_DIRECT)
+                        raise AssertionError("it is not refused")
+                    except vir.Error as error:
+                        expect("code", vir.ERR_REFUSED, error.code)
+                elif what == "question":
+                    expect("code", vir.ERR_UNKNOWN_OUTCOME, ask_outcome(1)[1])
+                elif what == "child":
+                    in_child(lambda: set_policy(who.pid, policy), DONE)
+                elif what == "restart":
+                    delegate.end()
+                    delegate = Delegate(directory)
+                elif what == "another":
+                    who.kill()
+                    os.close(who.fd)
+                    try:
+                        another = who.reborn() if reuse else Sleeper()
+                    except Skip:
+                        reuse, another = False, Sleeper()
+                    sleepers[index] = another
+                else:
+                    linux = {BATCH: os.SCHED_BATCH, OTHER: os.SCHED_OTHER}
+                    os.sched_setscheduler(who.pid, linux[policy],
+                                          os.sched_param(0))
+            # Each thread has a connection of its own.
+            chance.choice(workers).submit(do).result(4 * PATIENCE)
+            if what in ("set", "child", "direct"):
+                model[index] = policy
+            elif what == "another":
+                model[index] = OTHER
+            expect(f"seed {seed}, step {step}, {what} of {index}: policies",
+                   model, [sleeper.policy for sleeper in sleepers])
+        assert all(counts.values()) and len(counts) == 7, counts
+    finally:
+        for worker in workers:
+            worker.shutdown()
+        _disconnect(None)
+        delegate.end()
+        for sleeper in sleepers:
+            sleeper.kill()
+            os.close(sleeper.fd)
+
 
 def main():
     target = Target()
@@ -762,6 +1330,19 @@ def main():
         for vector in VECTORS["requests"]:
             check(f"delegate: takes {vector['name']}", takes_request, delegate,
                   target, vector)
+        check("delegate: acts on the process of the last request",
+              delegate_acts_on_the_process_of_the_last_request, delegate)
+        for what in AFTER:
+            check(f"delegate: has no process after what is: {what}",
+                  delegate_has_no_process_after, delegate, target, what)
+        check("delegate: keeps the process of what was tried, or asked about",
+              delegate_keeps_the_process_of_what_was_tried, delegate)
+        check("delegate: tells that the process has exited",
+              delegate_tells_that_the_process_has_exited, delegate, False)
+        check("delegate: a process with the number of the last is not it",
+              delegate_tells_that_the_process_has_exited, delegate, True)
+        check("delegate: takes threads of the same process",
+              delegate_takes_threads_of_the_same_process, delegate, target)
         delegate.end()
         check("delegate: one connection above the quota gets a goodbye",
               quota_of_connections, target)
@@ -790,12 +1371,31 @@ def main():
               goodbye_of_one_that_reads_nothing, directory, target, False)
         for test in (client_of_a_delegate_that_lacks_it,
                      client_of_a_delegate_of_another_version,
-                     client_of_a_newer_delegate, client_of_one_that_ends):
+                     client_of_a_newer_delegate, client_of_one_that_ends,
+                     client_sends_threads_of_the_same_process):
             check(test.__name__.replace("_", " ").replace("client ",
                                                           "client: ", 1),
                   test, directory, target)
+        for verdict in range(5):
+            check(f"client: sends it again after verdict {verdict} that is "
+                  "not success", client_sends_it_again_after, directory,
+                  verdict)
+        for test in (client_sends_a_process_once,
+                     client_sends_it_again_after_a_question,
+                     client_sends_one_with_the_number_of_another,
+                     client_sends_it_again_over_another_connection,
+                     client_sends_it_again_when_it_was_connected_anew,
+                     client_sends_it_again_after_what_cannot_be_understood,
+                     client_with_two_delegates, client_in_a_forked_child,
+                     client_whose_descriptor_was_closed,
+                     client_with_a_handler_before):
+            check(test.__name__.replace("_", " ").replace("client ",
+                                                          "client: ", 1),
+                  test, directory)
+        check("both mean the same process, whatever comes between",
+              both_mean_the_same_process, directory)
         target.end()
-    print(f"{passed} passed, {failed} failed, 0 skipped")
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
     sys.exit(failed != 0)
 
 

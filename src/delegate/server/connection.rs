@@ -397,7 +397,7 @@ impl Connection<'_> {
         } = header;
         let (text, said) = match kind {
             None => {
-                let text = format!("the request is of operation {operation}, which there is not");
+                let text = format!("this delegate does not have operation {operation}");
                 (text, Said::not_handled())
             }
             Some(kind) => {

@@ -143,7 +143,7 @@ impl Metrics {
             ),
             (
                 "unsupported_total",
-                "Requests for operations, or versions of them, that there are not.",
+                "Requests for operations, or versions of them, that this delegate does not have.",
                 &self.unsupported,
             ),
             (
