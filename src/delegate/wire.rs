@@ -70,7 +70,7 @@ pub(crate) struct Malformed(pub(crate) &'static str);
 
 const UNKNOWN_FLAGS: &str = "the header has unknown flags";
 
-type Understood<T> = core::result::Result<T, Malformed>;
+pub(crate) type Understood<T> = core::result::Result<T, Malformed>;
 
 impl Header {
     pub(crate) fn new(operation: u32, version: u32, size: usize, request: u64) -> Header {
