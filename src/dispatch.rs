@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Who does an operation: the handler set for the connection, the handler set
-//! for all, the kernel. Whoever says that it is done, the kernel is asked.
+//! for all, their delegates, the kernel. Whoever says that it is done, the
+//! kernel is asked.
 
 use core::cell::Cell;
 use core::ffi::c_void;
@@ -135,7 +136,17 @@ pub(crate) enum Direct {
 }
 
 /// What handlers and delegates are set for that are for every connection.
-const EVERY_CONNECTION: Key = 0;
+pub(crate) const EVERY_CONNECTION: Key = 0;
+
+/// For which keys one is asked, in this order: a call without a connection has
+/// only the second.
+#[inline(always)]
+pub(crate) fn keys_of(conn_and_every: &[Key; 2]) -> &[Key] {
+    match conn_and_every[0] {
+        EVERY_CONNECTION => &conn_and_every[1..],
+        _ => conn_and_every,
+    }
+}
 
 /// Has `operation` done.
 #[inline(always)]
@@ -261,10 +272,7 @@ impl<'a, O: Operation> Chain<'a, O> {
     fn run(&self, conn: Key, direct: Direct) -> Result<Outcome> {
         let Chain { operation, .. } = *self;
         let keys = [conn, EVERY_CONNECTION];
-        let keys = match conn {
-            EVERY_CONNECTION => &keys[1..],
-            _ => &keys[..],
-        };
+        let keys = keys_of(&keys);
         if !self.child {
             require_no_longjmp(self.inside);
         }

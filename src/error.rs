@@ -19,7 +19,8 @@ use crate::thread;
 pub enum virInternalErrorCode {
     /// An argument is not what the operation takes (EINVAL)
     VIR_INTERNAL_ERR_INVALID_ARG = 1,
-    /// The handler was made for another version (EPROTONOSUPPORT)
+    /// The handler was made for another version, or the delegate has another
+    /// one (EPROTONOSUPPORT)
     VIR_INTERNAL_ERR_VERSION = 2,
     /// The process or thread is not there, or went away (ESRCH)
     VIR_INTERNAL_ERR_NO_PROCESS = 3,

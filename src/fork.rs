@@ -107,7 +107,11 @@ fn make() -> Result<&'static Page> {
     unsafe { &*page }
         .owner
         .store(owner_of_memory(), Ordering::Relaxed);
-    client::read_environment();
+    if let Err(error) = client::read_environment() {
+        // SAFETY: the mapping made above, which nobody else knows of.
+        unsafe { memory::unmap(mapping, size) };
+        return Err(error);
+    }
     let published =
         PAGE.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire);
     match published {

@@ -115,8 +115,9 @@ const KEY_NONE: libc::pthread_key_t = libc::pthread_key_t::MAX;
 /// Makes the key, once. Comes before everything else in this file.
 pub(crate) fn make_key() -> core::result::Result<(), Errno> {
     unsafe extern "C" fn drop_thread(thread: *mut c_void) {
-        // SAFETY: `make_own` made it with a Box, for this thread alone.
-        let thread = unsafe { Box::from_raw(thread.cast::<Thread>()) };
+        let own = thread.cast::<Thread>();
+        // SAFETY: `make_own` made it for this thread, which has not freed it.
+        let thread = unsafe { &*own };
         if let Some(page) = fork::page_if_made() {
             thread.set_failed(page, false);
             // What a child has is its parent's.
@@ -124,6 +125,9 @@ pub(crate) fn make_key() -> core::result::Result<(), Errno> {
                 thread.links.close();
             }
         }
+        // SAFETY: `make_own` made it with a Box; the links are out of the list
+        // by which other threads reach them.
+        drop(unsafe { Box::from_raw(own) });
     }
     let mut key = KEY_NONE;
     // SAFETY: a new key, whose destructor fits what `make_own` puts there.

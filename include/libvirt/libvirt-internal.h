@@ -65,9 +65,11 @@ struct _virConnect;
 /**
  * VIR_INTERNAL_DELEGATE_OPTIONAL:
  *
- * A flag of virInternalConnectDelegate(): a delegate that cannot be reached
+ * A flag of virInternalConnectDelegate(): a delegate that is away (nobody
+ * listens at its address, or the connection ended before a request was sent)
  * counts as one that does not handle anything, and the call goes on down the
- * chain. Without it, that is an error.
+ * chain. Without it, that is an error; and so it is in any case when this
+ * process has no descriptor left to ask with, or may not connect.
  *
  * Since: 0.1.0
  */
@@ -156,9 +158,9 @@ struct _virConnect;
  * VIR_INTERNAL_NOT_HANDLED:
  *
  * A handler's answer: go on down the chain, to the handler set for every
- * connection, and then to the kernel. Also what an operation returns that
- * nobody handled and that was called with VIR_INTERNAL_NO_DIRECT; then
- * nothing was done.
+ * connection, to the delegates, and then to the kernel. Also what an operation
+ * returns that nobody handled and that was called with VIR_INTERNAL_NO_DIRECT;
+ * then nothing was done.
  *
  * Since: 0.1.0
  */
@@ -204,7 +206,8 @@ typedef enum {
      */
     VIR_INTERNAL_ERR_INVALID_ARG = 1,
     /**
-     * The handler was made for another version (EPROTONOSUPPORT)
+     * The handler was made for another version, or the delegate has another
+     * one (EPROTONOSUPPORT)
      */
     VIR_INTERNAL_ERR_VERSION = 2,
     /**
@@ -591,22 +594,23 @@ typedef int (*virInternalSetSchedulerHandler)(pid_t pid,
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -694,17 +698,27 @@ int virInternalConnectionClosed(struct _virConnect *conn);
  * handle the operation goes on down the chain; what it refuses is an error.
  *
  * Nothing is sent yet: each thread makes a connection of its own when it first
- * asks, and a new one when the delegate was restarted. Over a descriptor there
- * is one connection for all threads, which take turns, and no new one; the
- * descriptor is copied, and stays the caller's.
+ * asks, and a new one when the delegate was restarted. It keeps that and a
+ * descriptor of the process it asked about last, which are the library's:
+ * whoever closes descriptors must not close those of the process it runs in.
+ *
+ * Over a descriptor there is one connection for all threads, which take turns,
+ * and no new one: what does not answer, or not in time, is unreachable from
+ * then on. The descriptor is copied, and stays the caller's; nothing of its
+ * socket is set. The same one can be connected for several connections; the
+ * last disconnect shuts the socket down.
  *
  * When nothing is connected for every connection, the environment variable
  * LIBVIRT_INTERNAL_DELEGATE is the address of that delegate, as it was when the
- * library was first used. It is ignored in a process whose credentials were
- * raised when it was started (setuid, file capabilities).
+ * library was first used, with 2000 milliseconds and without a flag. Empty, it
+ * names none; what is no address makes each call fail with
+ * VIR_INTERNAL_ERR_UNREACHABLE. It is ignored in a process whose credentials
+ * were raised when it was started (setuid, file capabilities). A descriptor is
+ * not copied, and must stay open; one that is of another socket by the time of
+ * a call is not touched.
  *
  * In a forked child, requests go over a new connection each time. Over a
- * descriptor there are none: VIR_INTERNAL_ERR_UNREACHABLE.
+ * descriptor there are none: it is away.
  *
  * Called outside any handler, it returns when nobody waits for the delegate
  * that was connected before. Thread-safe. Not possible in a forked child:
@@ -713,8 +727,9 @@ int virInternalConnectionClosed(struct _virConnect *conn);
  * Returns 0 on success, -1 on error, with nothing changed:
  * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
  * library's; VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for an @address that is
- * none, a path of more than 107 bytes, a descriptor that is no such socket, a
- * @timeoutMs that is out of range, and unknown @flags; VIR_INTERNAL_ERR_FAILED
+ * none, a path of more than 107 bytes, a descriptor that is no Unix
+ * SOCK_SEQPACKET socket or that the environment names, a @timeoutMs that is out
+ * of range, and unknown @flags; VIR_INTERNAL_ERR_FAILED
  * when the descriptor cannot be copied; VIR_INTERNAL_ERR_FORKED (ECHILD) in a
  * forked child.
  *
@@ -764,9 +779,11 @@ unsigned long long virInternalGetLastRequest(void);
  * @request: its id, from virInternalGetLastRequest()
  * @flags: 0
  *
- * Asks the delegate what became of a request that it did not answer in time.
- * It remembers the last 256 requests from the container (or the user) that
- * asks, until it is restarted.
+ * Asks the delegate what became of a request that it did not answer in time:
+ * the one connected for @conn and, when that did not handle it or does not
+ * know, the one connected for every connection. A delegate remembers the last
+ * 256 requests from the container (or the user) that asks, until it is
+ * restarted.
  *
  * The operations set a state and can as well be called again.
  *
@@ -840,22 +857,23 @@ void virInternalResetLastError(void);
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -921,22 +939,23 @@ int virInternalSetProcessSetAffinityHandler(struct _virConnect *conn,
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -1002,22 +1021,23 @@ int virInternalSetProcessSetMaxCoreSizeHandler(struct _virConnect *conn,
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -1081,22 +1101,23 @@ int virInternalSetProcessSetMaxFilesHandler(struct _virConnect *conn,
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -1160,22 +1181,23 @@ int virInternalSetProcessSetMaxMemLockHandler(struct _virConnect *conn,
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */
@@ -1240,22 +1262,23 @@ int virInternalSetProcessSetMaxProcessesHandler(struct _virConnect *conn,
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */

@@ -27,9 +27,11 @@ pub const VIR_INTERNAL_DELEGATE_VERSION: c_uint = 1;
 /**
  * VIR_INTERNAL_DELEGATE_OPTIONAL:
  *
- * A flag of virInternalConnectDelegate(): a delegate that cannot be reached
+ * A flag of virInternalConnectDelegate(): a delegate that is away (nobody
+ * listens at its address, or the connection ended before a request was sent)
  * counts as one that does not handle anything, and the call goes on down the
- * chain. Without it, that is an error.
+ * chain. Without it, that is an error; and so it is in any case when this
+ * process has no descriptor left to ask with, or may not connect.
  *
  * Since: 0.1.0
  */
@@ -52,17 +54,27 @@ pub const VIR_INTERNAL_DELEGATE_OPTIONAL: c_uint = 1 << 0;
  * handle the operation goes on down the chain; what it refuses is an error.
  *
  * Nothing is sent yet: each thread makes a connection of its own when it first
- * asks, and a new one when the delegate was restarted. Over a descriptor there
- * is one connection for all threads, which take turns, and no new one; the
- * descriptor is copied, and stays the caller's.
+ * asks, and a new one when the delegate was restarted. It keeps that and a
+ * descriptor of the process it asked about last, which are the library's:
+ * whoever closes descriptors must not close those of the process it runs in.
+ *
+ * Over a descriptor there is one connection for all threads, which take turns,
+ * and no new one: what does not answer, or not in time, is unreachable from
+ * then on. The descriptor is copied, and stays the caller's; nothing of its
+ * socket is set. The same one can be connected for several connections; the
+ * last disconnect shuts the socket down.
  *
  * When nothing is connected for every connection, the environment variable
  * LIBVIRT_INTERNAL_DELEGATE is the address of that delegate, as it was when the
- * library was first used. It is ignored in a process whose credentials were
- * raised when it was started (setuid, file capabilities).
+ * library was first used, with 2000 milliseconds and without a flag. Empty, it
+ * names none; what is no address makes each call fail with
+ * VIR_INTERNAL_ERR_UNREACHABLE. It is ignored in a process whose credentials
+ * were raised when it was started (setuid, file capabilities). A descriptor is
+ * not copied, and must stay open; one that is of another socket by the time of
+ * a call is not touched.
  *
  * In a forked child, requests go over a new connection each time. Over a
- * descriptor there are none: VIR_INTERNAL_ERR_UNREACHABLE.
+ * descriptor there are none: it is away.
  *
  * Called outside any handler, it returns when nobody waits for the delegate
  * that was connected before. Thread-safe. Not possible in a forked child:
@@ -71,8 +83,9 @@ pub const VIR_INTERNAL_DELEGATE_OPTIONAL: c_uint = 1 << 0;
  * Returns 0 on success, -1 on error, with nothing changed:
  * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when @version is not the
  * library's; VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for an @address that is
- * none, a path of more than 107 bytes, a descriptor that is no such socket, a
- * @timeoutMs that is out of range, and unknown @flags; VIR_INTERNAL_ERR_FAILED
+ * none, a path of more than 107 bytes, a descriptor that is no Unix
+ * SOCK_SEQPACKET socket or that the environment names, a @timeoutMs that is out
+ * of range, and unknown @flags; VIR_INTERNAL_ERR_FAILED
  * when the descriptor cannot be copied; VIR_INTERNAL_ERR_FORKED (ECHILD) in a
  * forked child.
  *
@@ -175,9 +188,11 @@ symver!(virInternalGetLastRequest);
  * @request: its id, from virInternalGetLastRequest()
  * @flags: 0
  *
- * Asks the delegate what became of a request that it did not answer in time.
- * It remembers the last 256 requests from the container (or the user) that
- * asks, until it is restarted.
+ * Asks the delegate what became of a request that it did not answer in time:
+ * the one connected for @conn and, when that did not handle it or does not
+ * know, the one connected for every connection. A delegate remembers the last
+ * 256 requests from the container (or the user) that asks, until it is
+ * restarted.
  *
  * The operations set a state and can as well be called again.
  *

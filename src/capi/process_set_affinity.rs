@@ -85,22 +85,23 @@ pub type virInternalSetAffinityHandler = Option<
  *
  * Returns 0 on success; VIR_INTERNAL_NOT_HANDLED when nobody handled it and
  * @flags has VIR_INTERNAL_NO_DIRECT; -1 on error, with errno and a last error:
- * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range
- * and unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS
- * (ESRCH) when the process or thread is not there, or went away meanwhile;
+ * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for arguments that are out of range and
+ * unknown @flags, before anything was done; VIR_INTERNAL_ERR_NO_PROCESS (ESRCH)
+ * when the process or thread is not there, or went away meanwhile;
  * VIR_INTERNAL_ERR_REFUSED (EPERM) when the delegate's policy does not allow
  * it; VIR_INTERNAL_ERR_FAILED with the errno of the handler, the delegate or
  * the kernel, EPROTO for an answer that is none, ELOOP when 16 handlers are
  * inside one another; VIR_INTERNAL_ERR_READ_BACK (EREMOTEIO) when a handler or
  * a delegate said that it was done and the kernel says otherwise;
- * VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when the delegate cannot be
- * reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it was not ready in time
- * and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME (EINPROGRESS) when it
- * was sent and never answered; VIR_INTERNAL_ERR_FORKED (ECHILD) in a forked
- * child when a handler is set that is not VIR_INTERNAL_HANDLER_FORK_SAFE and
- * no delegate handled it; VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler
- * or a delegate is to be asked and there is no pidfd_open() to hold the process
- * by.
+ * VIR_INTERNAL_ERR_VERSION (EPROTONOSUPPORT) when the delegate has another
+ * version of the operation; VIR_INTERNAL_ERR_UNREACHABLE (ECONNREFUSED) when
+ * the delegate cannot be reached, VIR_INTERNAL_ERR_TIMEOUT (ETIMEDOUT) when it
+ * was not ready in time and nothing was sent, VIR_INTERNAL_ERR_UNKNOWN_OUTCOME
+ * (EINPROGRESS) when it was sent and never answered; VIR_INTERNAL_ERR_FORKED
+ * (ECHILD) in a forked child when a handler is set that is not
+ * VIR_INTERNAL_HANDLER_FORK_SAFE and no delegate handled it;
+ * VIR_INTERNAL_ERR_UNSUPPORTED (ENOSYS) when a handler or a delegate is to be
+ * asked and there is no pidfd_open() to hold the process by.
  *
  * Since: 0.1.0
  */

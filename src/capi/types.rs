@@ -60,9 +60,9 @@ pub const VIR_INTERNAL_HANDLED: c_int = 0;
  * VIR_INTERNAL_NOT_HANDLED:
  *
  * A handler's answer: go on down the chain, to the handler set for every
- * connection, and then to the kernel. Also what an operation returns that
- * nobody handled and that was called with VIR_INTERNAL_NO_DIRECT; then
- * nothing was done.
+ * connection, to the delegates, and then to the kernel. Also what an operation
+ * returns that nobody handled and that was called with VIR_INTERNAL_NO_DIRECT;
+ * then nothing was done.
  *
  * Since: 0.1.0
  */

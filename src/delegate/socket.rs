@@ -185,6 +185,24 @@ pub(crate) fn open(flags: c_int) -> Result<Fd, Errno> {
     unsafe { check(libc::socket(libc::AF_UNIX, kind, 0)).map(|fd| Fd::new(fd)) }
 }
 
+/// An option of a socket.
+pub(crate) fn option<T: Copy>(socket: c_int, option: c_int) -> Result<T, Errno> {
+    // SAFETY: integers, of which all zeros are valid.
+    let mut value: T = unsafe { zeroed() };
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes as the value has.
+    let got = unsafe {
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &mut length,
+        )
+    };
+    check(got).map(|_| value)
+}
+
 /// Sets an option of a socket.
 pub(crate) fn set_option<T: Copy>(socket: c_int, option: c_int, value: &T) -> Result<(), Errno> {
     // SAFETY: the kernel reads as many bytes as the value has.

@@ -44,6 +44,26 @@ impl Fd {
     }
 }
 
+/// Which file a descriptor is of: no other has it as long as that is open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: libc::dev_t,
+    inode: libc::ino_t,
+}
+
+impl Identity {
+    pub(crate) fn of(fd: c_int) -> Result<Identity, Errno> {
+        // SAFETY: integers, of which all zeros are valid.
+        let mut status: libc::stat = unsafe { core::mem::zeroed() };
+        // SAFETY: the kernel writes one stat.
+        check(unsafe { libc::fstat(fd, &mut status) })?;
+        Ok(Identity {
+            device: status.st_dev,
+            inode: status.st_ino,
+        })
+    }
+}
+
 impl Drop for Fd {
     fn drop(&mut self) {
         // SAFETY: nobody else's, so nobody uses it.

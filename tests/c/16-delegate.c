@@ -342,6 +342,29 @@ DELEGATE_TEST(an_operation_that_a_delegate_does_not_have_is_not_sent_to_it)
     fake_stop(fake);
 }
 
+DELEGATE_TEST(what_a_delegate_lacked_is_asked_of_the_one_that_takes_its_place)
+{
+    Fake *fake = fake_start("a", peer_with_fewer_operations, BACKLOG);
+    const Operation *last = &operations[OPERATIONS - 1];
+
+    connect_to(NULL, fake->address, LONG, 0);
+    expect_not_handled(last->call(NULL, getpid(), VIR_INTERNAL_NO_DIRECT));
+    fake_kill(fake);
+    expect_error(last->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_UNREACHABLE, ECONNREFUSED,
+                 "Connection refused");
+    fake_restart(fake);
+    expect_not_handled(last->call(NULL, getpid(), VIR_INTERNAL_NO_DIRECT));
+    fake_kill(fake);
+    fake->peer = peer_say;
+    fake->shared->answer.verdict = WIRE_REFUSED;
+    fake_restart(fake);
+    expect_error(last->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_REFUSED, EPERM, "the delegate refused");
+    disconnect_from(NULL);
+    fake_stop(fake);
+}
+
 /* A delegate that has operations that there are not. */
 static void
 peer_of_the_future(Fake *fake, int connection)
@@ -1140,6 +1163,7 @@ SPOIL(spoil_request) { header->request++; }
 SPOIL(spoil_to_hello) { header->operation = WIRE_HELLO; }
 SPOIL(spoil_verdict) { body[0] = 5; }
 SPOIL(spoil_verdict_high) { body[3] = 0x80; }
+SPOIL(spoil_verdict_of_questions) { body[0] = WIRE_UNKNOWN; }
 SPOIL(spoil_errno) { body[0] = WIRE_FAILED; }
 SPOIL(spoil_errno_high)
 {
@@ -1175,6 +1199,7 @@ static const Spoilt spoilt_answers[] = {
     { "hello", "it is to another request", spoil_to_hello },
     { "verdict", "the answer is none that there is", spoil_verdict },
     { "verdict high", "the answer is none that there is", spoil_verdict_high },
+    { "unknown", "it is one to a question", spoil_verdict_of_questions },
     { "errno", "the answer's errno is none", spoil_errno },
     { "errno high", "the answer's errno is none", spoil_errno_high },
     { "errno negative", "the answer's errno is none", spoil_errno_negative },
@@ -1228,6 +1253,34 @@ DELEGATE_TEST(an_answer_that_is_none_is_UNKNOWN_OUTCOME_and_ends_the_connection)
     }
     runner_context = NULL;
     expect_unchanged(&before, getpid(), getpid());
+    disconnect_from(NULL);
+    fake_stop(fake);
+}
+
+/* One that has as many descriptors as it may is not one without a delegate. */
+DELEGATE_TEST(without_a_free_descriptor_a_call_fails_also_if_optional)
+{
+    Fake *fake = fake_start("a", peer_say, BACKLOG);
+    State before = state_of(getpid(), getpid());
+    struct rlimit limit, less;
+    int next;
+
+    fake->shared->answer.verdict = WIRE_REFUSED;
+    connect_to(NULL, fake->address, LONG, VIR_INTERNAL_DELEGATE_OPTIONAL);
+    must(getrlimit(RLIMIT_NOFILE, &limit));
+    next = must(dup(0));
+    close(next);
+    /* One for the process, none for the socket. */
+    less = (struct rlimit) { next + 1, limit.rlim_max };
+    must(setrlimit(RLIMIT_NOFILE, &less));
+    expect_error(scheduler->call(NULL, getpid(), 0), VIR_INTERNAL_ERR_FAILED,
+                 EMFILE,
+                 text("cannot ask the delegate at %s: Too many open files",
+                      fake->address));
+    must(setrlimit(RLIMIT_NOFILE, &limit));
+    expect_unchanged(&before, getpid(), getpid());
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_REFUSED, EPERM, "the delegate refused");
     disconnect_from(NULL);
     fake_stop(fake);
 }
@@ -1366,6 +1419,51 @@ DELEGATE_TEST(an_answer_that_does_not_come_is_UNKNOWN_OUTCOME_and_can_be_asked)
     expect_true(virInternalGetLastRequest() == request);
     disconnect_from(NULL);
     fake_stop(fake);
+}
+
+DELEGATE_TEST(a_question_goes_on_to_the_delegate_that_the_request_went_on_to)
+{
+    Fake *own = fake_start("own", peer_say, BACKLOG);
+    Fake *all = fake_start("all", peer_that_answers_questions, BACKLOG);
+    unsigned long long request;
+
+    own->shared->answer.verdict = WIRE_NOT_HANDLED;
+    connect_to(CONN(1), own->address, LONG, 0);
+    connect_to(NULL, all->address, SHORT, 0);
+    expect_error(call_until_sent(scheduler, CONN(1), getpid()),
+                 VIR_INTERNAL_ERR_UNKNOWN_OUTCOME, EINPROGRESS,
+                 "it did not answer request 0x");
+    request = virInternalGetLastRequest();
+    connect_to(NULL, all->address, LONG, 0);
+    /* As of one that was not handled, or that it never heard of. */
+    for (int i = 0; i < 2; i++) {
+        own->shared->answer.verdict = i ? WIRE_UNKNOWN : WIRE_NOT_HANDLED;
+        all->shared->answer.verdict = WIRE_HANDLED;
+        expect_success(virInternalAskDelegate(CONN(1), request, 0));
+        expect_true(all->shared->request == request);
+        all->shared->answer.verdict = WIRE_REFUSED;
+        expect_error(virInternalAskDelegate(CONN(1), request, 0),
+                     VIR_INTERNAL_ERR_REFUSED, EPERM, "the delegate refused");
+        all->shared->answer.verdict = WIRE_UNKNOWN;
+        expect_error(virInternalAskDelegate(CONN(1), request, 0),
+                     VIR_INTERNAL_ERR_UNKNOWN_OUTCOME, EINPROGRESS,
+                     "it is not known");
+        all->shared->answer.verdict = WIRE_NOT_HANDLED;
+        if (i == 0)
+            expect_not_handled(virInternalAskDelegate(CONN(1), request, 0));
+        else
+            expect_error(virInternalAskDelegate(CONN(1), request, 0),
+                         VIR_INTERNAL_ERR_UNKNOWN_OUTCOME, EINPROGRESS,
+                         "it is not known");
+    }
+    /* What the first one did is not asked of the second. */
+    own->shared->answer.verdict = WIRE_HANDLED;
+    all->shared->answer.verdict = WIRE_REFUSED;
+    expect_success(virInternalAskDelegate(CONN(1), request, 0));
+    disconnect_from(CONN(1));
+    disconnect_from(NULL);
+    fake_stop(own);
+    fake_stop(all);
 }
 
 static void
@@ -2157,6 +2255,105 @@ DELEGATE_TEST(over_a_descriptor_that_does_not_block_time_limits_hold_too)
     fake_stop(fake);
 }
 
+DELEGATE_TEST(over_a_descriptor_nothing_of_the_callers_socket_is_changed)
+{
+    for (int flags = 0; flags <= O_NONBLOCK; flags += O_NONBLOCK) {
+        Fake *fake;
+        int fd = connected_pair(peer_say, &fake);
+        struct timeval time = { 1234, 0 };
+        socklen_t length = sizeof(time);
+
+        must(fcntl(fd, F_SETFL, flags));
+        must(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time)));
+        fake->shared->answer.verdict = WIRE_NOT_HANDLED;
+        connect_to(NULL, text("fd:%d", fd), LONG, 0);
+        expect_not_handled(scheduler->call(NULL, getpid(),
+                                           VIR_INTERNAL_NO_DIRECT));
+        expect_eq_int(must(fcntl(fd, F_GETFL)) & O_NONBLOCK, flags);
+        must(getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, &length));
+        expect_eq_int(time.tv_sec, 1234);
+        disconnect_from(NULL);
+        close(fd);
+        fake_stop(fake);
+    }
+}
+
+DELEGATE_TEST(one_descriptor_can_be_connected_for_several_connections)
+{
+    Fake *fake;
+    int fd = connected_pair(peer_say, &fake);
+    int copy = must(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+
+    fake->shared->answer.verdict = WIRE_REFUSED;
+    connect_to(CONN(1), text("fd:%d", fd), LONG, 0);
+    connect_to(CONN(2), text("fd:%d", copy), SHORT, 0);
+    connect_to(NULL, text("fd:%d", fd), LONG, 0);
+    close(fd);
+    close(copy);
+    for (int i = 0; i < 3; i++) {
+        fake->shared->requests = 0;
+        for (int j = i; j < 3; j++)
+            expect_error(scheduler->call(CONN(2 - j), getpid(), 0),
+                         VIR_INTERNAL_ERR_REFUSED, EPERM,
+                         "the delegate refused");
+        /* There was one hello, and no end. */
+        expect_eq_int(fake->shared->requests, 3 - i);
+        expect_eq_int(fake->shared->ended, 0);
+        disconnect_from(CONN(2 - i));
+    }
+    wait_for(fake->shared->ended, 1);
+    fake_stop(fake);
+}
+
+DELEGATE_TEST(the_last_disconnect_ends_the_connection_over_a_descriptor)
+{
+    Fake *fake;
+    int fd = connected_pair(peer_say, &fake);
+
+    fake->shared->answer.verdict = WIRE_REFUSED;
+    connect_to(NULL, text("fd:%d", fd), LONG, 0);
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_REFUSED, EPERM, "the delegate refused");
+    /* In the place of itself: that is not the last one. */
+    connect_to(NULL, text("fd:%d", fd), SHORT, 0);
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_REFUSED, EPERM, "the delegate refused");
+    disconnect_from(NULL);
+    wait_for(fake->shared->ended, 1);
+    connect_to(NULL, text("fd:%d", fd), LONG, 0);
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_UNREACHABLE, ECONNREFUSED,
+                 "cannot be reached: ");
+    disconnect_from(NULL);
+    close(fd);
+    fake_stop(fake);
+}
+
+static void
+peer_with_fewer_operations_once(Fake *fake, int connection)
+{
+    WireMessage message;
+
+    if (wire_receive(fake, connection, &message))
+        wire_hello(connection, OPERATIONS - 1);
+}
+
+DELEGATE_TEST(over_a_descriptor_what_has_ended_does_not_lack_an_operation)
+{
+    Fake *fake;
+    int fd = connected_pair(peer_with_fewer_operations_once, &fake);
+
+    connect_to(NULL, text("fd:%d", fd), LONG, 0);
+    operations[OPERATIONS - 1].call(NULL, getpid(), VIR_INTERNAL_NO_DIRECT);
+    wait_for(fake->shared->ended, 1);
+    expect_error(operations[OPERATIONS - 1].call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_UNREACHABLE, ECONNREFUSED,
+                 "cannot be reached: ");
+    disconnect_from(NULL);
+    close(fd);
+    fake_stop(fake);
+}
+
 /* The environment. */
 
 #define VARIABLE "LIBVIRT_INTERNAL_DELEGATE"
@@ -2286,6 +2483,65 @@ DELEGATE_TEST(a_variable_can_name_an_inherited_connection)
     fake_stop(fake);
     expect_unreachable("the delegate at fd:");
     close(fd);
+}
+
+DELEGATE_TEST(what_the_variable_names_cannot_be_connected_besides)
+{
+    Fake *fake;
+    int fd = connected_pair(peer_say, &fake);
+
+    must(setenv(VARIABLE, text("fd:%d", fd), 1));
+    fake->shared->answer.verdict = WIRE_REFUSED;
+    expect_error(connect_delegate(CONN(1), text("fd:%d", fd), 0, 0),
+                 VIR_INTERNAL_ERR_INVALID_ARG, EINVAL,
+                 text("fd:%d is the delegate of " VARIABLE, fd));
+    in_thread(refuse_in_thread, "it does not say why");
+    fake_stop(fake);
+    close(fd);
+}
+
+/* The variable may be older than what has the number by now. */
+TEST(nothing_is_sent_over_a_descriptor_that_is_not_the_variables_any_more)
+{
+    int pair[2], other[2];
+
+    must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair));
+    must(setenv(VARIABLE, text("fd:%d", pair[0]), 1));
+    /* The library is used, and reads it. */
+    expect_error(virInternalProcessSetMaxFiles(NULL, 0, 0, 0),
+                 VIR_INTERNAL_ERR_INVALID_ARG, EINVAL, "pid 0");
+    must(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, other));
+    must(dup2(other[0], pair[0]));
+    expect_unreachable("the delegate at fd:");
+    for (int i = 0; i < 2; i++) {
+        int fd = i ? pair[1] : other[1];
+        char byte;
+
+        expect_eq_int(recv(fd, &byte, 1, MSG_DONTWAIT), i ? 0 : -1);
+        close(fd);
+    }
+    close(other[0]);
+    close(pair[0]);
+}
+
+TEST(a_variable_with_a_descriptor_of_another_kind_of_socket_touches_nothing)
+{
+    struct timeval time;
+    socklen_t length = sizeof(time);
+    int pair[2];
+    char byte;
+
+    must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0,
+                    pair));
+    must(setenv(VARIABLE, text("fd:%d", pair[0]), 1));
+    expect_unreachable(text("the delegate at fd:%d cannot be reached: ",
+                            pair[0]));
+    expect_true(must(fcntl(pair[0], F_GETFL)) & O_NONBLOCK);
+    must(getsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &time, &length));
+    expect_eq_int(time.tv_sec + time.tv_usec, 0);
+    expect_eq_int(recv(pair[1], &byte, 1, MSG_DONTWAIT), -1);
+    close(pair[0]);
+    close(pair[1]);
 }
 
 /* Becomes a copy of this program, which runs the same test again. */

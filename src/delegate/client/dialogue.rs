@@ -28,7 +28,7 @@ pub(super) struct Connection {
     pub(super) speaks: u64,
 }
 
-pub(super) fn now(clock: libc::clockid_t) -> libc::timespec {
+fn now(clock: libc::clockid_t) -> libc::timespec {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -54,6 +54,15 @@ impl Deadline {
             end_ms: Self::now_ms() + i64::from(timeout_ms),
             waited: Cell::new(false),
         }
+    }
+
+    /// Its end, as that clock shows it.
+    pub(super) fn end_on(&self, clock: libc::clockid_t) -> libc::timespec {
+        let mut time = now(clock);
+        let nanoseconds = time.tv_nsec + i64::from(self.left_ms()) * 1_000_000;
+        time.tv_sec += nanoseconds / 1_000_000_000;
+        time.tv_nsec = nanoseconds % 1_000_000_000;
+        time
     }
 
     pub(super) fn now_ms() -> i64 {
@@ -109,6 +118,29 @@ pub(super) enum Trouble {
     Malformed(Malformed),
     /// It does not speak with this process, and says why.
     Dismissed,
+}
+
+impl Trouble {
+    /// Whether nobody is there to be asked. What this process lacks, such as a
+    /// free descriptor, or may not do says nothing of the delegate.
+    pub(super) fn is_absence(&self) -> bool {
+        use libc::{
+            ECONNREFUSED, ECONNRESET, ENOENT, ENOTCONN, ENOTDIR, ENOTSOCK, EPIPE, EPROTOTYPE,
+        };
+        matches!(
+            self,
+            Trouble::Away(Errno(
+                ECONNREFUSED
+                    | ECONNRESET
+                    | ENOENT
+                    | ENOTCONN
+                    | ENOTDIR
+                    | ENOTSOCK
+                    | EPIPE
+                    | EPROTOTYPE
+            ))
+        )
+    }
 }
 
 impl From<Malformed> for Trouble {
@@ -326,6 +358,17 @@ pub(super) fn dismissed(
     Ok(Trouble::Dismissed)
 }
 
+/// Whether nothing has come over a socket between a request and the next, as it
+/// must be: neither its end nor last words.
+pub(super) fn is_silent(socket: c_int) -> bool {
+    loop {
+        match socket::wait(socket, libc::POLLIN, 0) {
+            Err(Errno::EINTR) => {}
+            said => return said == Ok(false),
+        }
+    }
+}
+
 pub(super) fn send(
     socket: c_int,
     buffers: &[libc::iovec],
@@ -462,6 +505,9 @@ pub(super) fn read_answer(
     let asked = question.header;
     if header.operation == OUTCOME && asked.operation != OUTCOME && answer.results == 0 {
         return Ok(Err(Trouble::Dismissed));
+    }
+    if answer.verdict == Verdict::Unknown && asked.operation != OUTCOME {
+        return Err(Malformed("it is one to a question"));
     }
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));

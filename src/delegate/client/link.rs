@@ -110,6 +110,12 @@ impl Link {
         self.known.store(known.pid, Ordering::Relaxed);
     }
 
+    /// Its descriptor is not its own any more.
+    pub(super) fn lose(&self) {
+        self.fd.store(-1, Ordering::Relaxed);
+        self.close_if_open();
+    }
+
     pub(super) fn close_if_open(&self) {
         let mut first = lock(&LINKED);
         if self.id.load(Ordering::Relaxed) != 0 {

@@ -18,6 +18,7 @@ mod link;
 mod only;
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ffi::c_void;
 use core::fmt;
@@ -28,7 +29,7 @@ use crate::delegate::address::Address;
 use crate::delegate::wire::{
     Answer, HELLO, Header, Malformed, OUTCOME, Request as Body, Verdict, failed_code,
 };
-use crate::dispatch::{Kind, Operation, Outcome};
+use crate::dispatch::{EVERY_CONNECTION, Kind, Operation, Outcome, keys_of};
 use crate::errno::Errno;
 use crate::error::{Error, Result};
 use crate::fork::Page;
@@ -39,7 +40,7 @@ use crate::registry::{Call, Handler, Key, Registry};
 use crate::sync::{Mutex, lock};
 use crate::thread::{self, Thread};
 
-use dialogue::{Deadline, Question, Text, Trouble, dial, exchange, new_request};
+use dialogue::{Deadline, Question, Text, Trouble, dial, exchange, is_silent, new_request};
 pub(crate) use link::Links;
 use link::{Link, close_links};
 use only::Only;
@@ -65,8 +66,16 @@ struct Delegate {
     target: &'static Target,
     /// Whether it was there once: then it may be about to come back.
     reached: AtomicBool,
-    /// The one connection, when it is by a descriptor.
-    only: Only,
+    /// The one connection, when it is by a descriptor; else NULL.
+    only: *const Only,
+}
+
+impl Delegate {
+    fn only(&self) -> Option<&Only> {
+        // SAFETY: NULL, or alive as long as this is: `connect` has a count of
+        // it, and the environment's is never unmapped.
+        unsafe { self.only.as_ref() }
+    }
 }
 
 /// The delegates, by connection.
@@ -100,8 +109,16 @@ fn interned(target: Target) -> &'static Target {
 /// Connects `key` to a delegate, in the place of the one before.
 pub(crate) fn connect(key: Key, target: Target, inside: &Inside) -> Result<()> {
     let only = match target.address {
-        Address::Descriptor(fd) => Only::duplicate_of(fd)?,
-        _ => Only::none(),
+        Address::Descriptor(fd) => {
+            if environment().is_some_and(|own| own.only().is_some_and(|only| only.is_of(fd))) {
+                return Err(Error::invalid(format_args!(
+                    "fd:{fd} is the delegate of LIBVIRT_INTERNAL_DELEGATE, which is connected \
+                     already"
+                )));
+            }
+            Arc::into_raw(Only::of(fd)?)
+        }
+        _ => ptr::null(),
     };
     let target = interned(target);
     let delegate = Box::into_raw(Box::new(Delegate {
@@ -129,12 +146,16 @@ unsafe extern "C-unwind" fn free(delegate: *mut c_void) {
     let delegate = delegate.cast::<Delegate>();
     close_links(delegate);
     // SAFETY: `connect` made it with a Box, and the registry calls this once.
-    drop(unsafe { Box::from_raw(delegate) });
+    let delegate = unsafe { Box::from_raw(delegate) };
+    if !delegate.only.is_null() {
+        // SAFETY: from `connect`, which left its count here.
+        drop(unsafe { Arc::from_raw(delegate.only) });
+    }
 }
 
 /// Reads the environment, when the library is first used: by anybody, so it
 /// allocates nothing.
-pub(crate) fn read_environment() {
+pub(crate) fn read_environment() -> Result<()> {
     const NAME: &core::ffi::CStr = c"LIBVIRT_INTERNAL_DELEGATE";
     unsafe extern "C" {
         fn secure_getenv(name: *const libc::c_char) -> *const libc::c_char;
@@ -143,18 +164,22 @@ pub(crate) fn read_environment() {
     let text = unsafe {
         let text = secure_getenv(NAME.as_ptr());
         match text.is_null() {
-            true => return,
+            true => return Ok(()),
             false => core::ffi::CStr::from_ptr(text),
         }
     };
     if text.is_empty() {
-        return;
+        return Ok(());
     }
     let address = Address::parse(text).unwrap_or(Address::Invalid);
-    let Ok(memory) = memory::map(size_of::<(Delegate, Target)>()) else {
-        return;
-    };
-    let memory = memory.cast::<(Delegate, Target)>();
+    let size = size_of::<(Delegate, Target, Only)>();
+    let memory = memory::map(size).map_err(|errnum| {
+        Error::failed(
+            errnum,
+            format_args!("cannot map {size} bytes for LIBVIRT_INTERNAL_DELEGATE"),
+        )
+    })?;
+    let memory = memory.cast::<(Delegate, Target, Only)>();
     // SAFETY: large enough, aligned to a page, and nobody else knows of it
     // before it is published; then nobody unmaps it.
     unsafe {
@@ -164,13 +189,17 @@ pub(crate) fn read_environment() {
             timeout_ms: TIMEOUT_MS,
             optional: false,
         });
+        let only = &raw mut (*memory).2;
         let delegate = &raw mut (*memory).0;
         delegate.write(Delegate {
             target: &*target,
             reached: AtomicBool::new(false),
             only: match address {
-                Address::Descriptor(fd) => Only::of(fd),
-                _ => Only::none(),
+                Address::Descriptor(fd) => {
+                    only.write(Only::of_environment(fd));
+                    only
+                }
+                _ => ptr::null(),
             },
         });
         let published = ENVIRONMENT.compare_exchange(
@@ -180,9 +209,16 @@ pub(crate) fn read_environment() {
             Ordering::Relaxed,
         );
         if published.is_err() {
-            memory::unmap(memory.cast(), size_of::<(Delegate, Target)>());
+            memory::unmap(memory.cast(), size);
         }
     }
+    Ok(())
+}
+
+/// The delegate that the environment names.
+fn environment() -> Option<&'static Delegate> {
+    // SAFETY: null, or published and never unmapped.
+    unsafe { ENVIRONMENT.load(Ordering::Acquire).as_ref() }
 }
 
 /// A delegate that a thread is asking: it is not freed meanwhile.
@@ -202,26 +238,21 @@ pub(crate) fn enter(key: Key, inside: &Inside, child: bool) -> Option<Asked<'_>>
         true => DELEGATES.enter_in_child(key, inside),
     };
     if let Some(call) = call {
-        // SAFETY: `connect` set both; targets are never freed, delegates not
-        // while a call is inside.
-        let (target, delegate) = unsafe {
-            (
-                &*call.handler.code.cast::<Target>(),
-                &*call.handler.opaque.cast::<Delegate>(),
-            )
-        };
+        let delegate = call.handler.opaque.cast::<Delegate>();
         return Some(Asked {
-            target,
+            // SAFETY: `connect` set it, and it is never freed.
+            target: unsafe { &*call.handler.code.cast::<Target>() },
             id: call.id,
-            delegate: (!child).then_some(delegate),
+            // SAFETY: `connect` set it, and it is not freed while a call is
+            // inside. That of a child does not count.
+            delegate: (!child).then(|| unsafe { &*delegate }),
             _call: Some(call),
         });
     }
     if key != 0 {
         return None;
     }
-    // SAFETY: null, or published and never unmapped.
-    let delegate = unsafe { ENVIRONMENT.load(Ordering::Acquire).as_ref() }?;
+    let delegate = environment()?;
     Some(Asked {
         target: delegate.target,
         id: ENVIRONMENT_ID,
@@ -267,9 +298,9 @@ impl Asked<'_> {
             let connection = dial(self.target, false, deadline, question.text)?;
             return speak(connection.fd.get(), connection.speaks, false);
         };
-        if let Address::Descriptor(_) = self.target.address {
+        if let Some(only) = delegate.only() {
             let speak = |socket, speaks| speak(socket, speaks, false);
-            return delegate.only.ask(deadline, question.text, speak);
+            return only.ask(deadline, question.text, speak);
         }
         if let Some(link) = thread.links.find(self.id) {
             if !question.same_process {
@@ -279,8 +310,13 @@ impl Asked<'_> {
             let socket = link.fd.load(Ordering::Relaxed);
             let speaks = link.speaks.load(Ordering::Relaxed);
             match speak(socket, speaks, question.same_process) {
+                // Somebody else closed it: what has its number next is not
+                // ours to close.
+                Err(Trouble::Away(Errno(libc::EBADF | libc::ENOTSOCK))) => link.lose(),
                 // Restarted meanwhile: nothing was sent.
                 Err(Trouble::Away(_)) => link.close_if_open(),
+                // Or there is another one by now, which may have more.
+                Ok(None) if !is_silent(socket) => link.close_if_open(),
                 said => {
                     if said.is_err() {
                         // The answer may still come, and would be taken for
@@ -343,7 +379,7 @@ impl Asked<'_> {
                 }
                 outcome(answer, &text, operation)
             }
-            Err(Trouble::Away(_)) if self.target.optional => Ok(Outcome::NotHandled),
+            Err(trouble) if self.target.optional && trouble.is_absence() => Ok(Outcome::NotHandled),
             Err(trouble) => {
                 if let (Trouble::Unanswered | Trouble::Broken | Trouble::Garbled(_), Some(thread)) =
                     (&trouble, thread)
@@ -356,41 +392,69 @@ impl Asked<'_> {
     }
 }
 
-/// Asks what became of a request: of the first delegate there is for `key`.
+/// Asks what became of a request: of the delegate for `key`, and of the one
+/// for every connection, to which it went if the first did not handle it.
 pub(crate) fn ask_outcome(page: &Page, key: Key, request: u64) -> Result<Outcome> {
     let (child, thread) = thread::own_of_any(page);
     let nowhere = Inside::full();
     let inside = thread.map_or(&nowhere, |thread| &thread.inside);
-    let asked = enter(key, inside, child).or_else(|| enter(0, inside, child));
-    let Some(asked) = asked else {
-        return Err(Error::unreachable(format_args!(
-            "cannot ask about request {request:#x}: no delegate is connected"
-        )));
-    };
-    let mut body = Body::new();
-    body.fixed.u64(request);
-    let text = Text::new();
-    let question = Question {
-        header: Header::new(OUTCOME, 0, body.size(), new_request(child)),
-        same_process: false,
-        request: &body,
-        results: &[],
-        text: &text,
-    };
-    let what = format_args!("tell what became of request {request:#x}");
-    let deadline = Deadline::new(asked.target.timeout_ms);
-    let trouble = match asked.ask(&question, thread, &deadline) {
-        Ok(Some(answer)) => {
-            let what = format_args!("do what request {request:#x} asks for");
-            return outcome(answer, &text, &what);
+    let what = format_args!("do what request {request:#x} asks for");
+    let texts = [Text::new(), Text::new()];
+    let (mut is_connected, mut unsure) = (false, None);
+    for (&key, text) in keys_of(&[key, EVERY_CONNECTION]).iter().zip(&texts) {
+        let Some(asked) = enter(key, inside, child) else {
+            continue;
+        };
+        is_connected = true;
+        let said = asked.ask_outcome(thread, request, text);
+        match said {
+            Ok(None) => {}
+            Ok(Some(answer)) if answer.verdict == Verdict::NotHandled => {}
+            Ok(Some(answer)) if answer.verdict != Verdict::Unknown => {
+                return outcome(answer, text, &what);
+            }
+            said => unsure = unsure.or(Some((said, asked.target, text))),
         }
-        Ok(None) => return Ok(Outcome::NotHandled),
-        // This can be asked again.
-        Err(Trouble::Unanswered) => Trouble::TooLate,
-        Err(Trouble::Broken) => Trouble::Away(Errno::ECONNRESET),
-        Err(trouble) => trouble,
-    };
-    Err(trouble.error(&what, asked.target, request, &text))
+    }
+    match unsure {
+        Some((Ok(Some(answer)), _, text)) => outcome(answer, text, &what),
+        Some((Err(trouble), target, text)) => {
+            let what = format_args!("tell what became of request {request:#x}");
+            Err(trouble.error(&what, target, request, text))
+        }
+        Some((Ok(None), ..)) | None if is_connected => Ok(Outcome::NotHandled),
+        _ => Err(Error::unreachable(format_args!(
+            "cannot ask about request {request:#x}: no delegate is connected"
+        ))),
+    }
+}
+
+impl Asked<'_> {
+    fn ask_outcome(
+        &self,
+        thread: Option<&Thread>,
+        request: u64,
+        text: &Text,
+    ) -> core::result::Result<Option<Answer>, Trouble> {
+        let mut body = Body::new();
+        body.fixed.u64(request);
+        let id = new_request(self.delegate.is_none());
+        let question = Question {
+            header: Header::new(OUTCOME, 0, body.size(), id),
+            same_process: false,
+            request: &body,
+            results: &[],
+            text,
+        };
+        let deadline = Deadline::new(self.target.timeout_ms);
+        let said = self.ask(&question, thread, &deadline);
+        said.map_err(|trouble| match trouble {
+            // This can be asked again.
+            Trouble::Unanswered => Trouble::TooLate,
+            Trouble::Broken => Trouble::Away(Errno::ECONNRESET),
+            trouble => trouble,
+        })
+    }
 }
 
 fn outcome(answer: Answer, text: &Text, operation: &dyn fmt::Display) -> Result<Outcome> {
@@ -430,6 +494,15 @@ impl Trouble {
                     "cannot {operation}: the environment's LIBVIRT_INTERNAL_DELEGATE is {address}"
                 ))
             }
+            // What this process lacks.
+            Trouble::Away(
+                errnum @ Errno(
+                    libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::ETOOMANYREFS,
+                ),
+            ) => Error::failed(
+                errnum,
+                format_args!("cannot {operation}: cannot ask the delegate at {address}: {errnum}"),
+            ),
             Trouble::Away(errnum) => Error::unreachable(format_args!(
                 "cannot {operation}: the delegate at {address} cannot be reached: {errnum}"
             )),
