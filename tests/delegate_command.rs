@@ -1396,7 +1396,7 @@ fn wrong_usage_says_what_is_right() {
     assert_eq!(check.status.code(), Some(0), "{check:?}");
     let said = String::from_utf8_lossy(&check.stdout);
     assert!(
-        said.starts_with(&format!("{file}: right, ")),
+        said.starts_with(&format!("{file}: right\nlisteners: ")),
         "it says that the file of listeners was checked: {said}"
     );
     directory.write("listeners.toml", "x = 1\n");

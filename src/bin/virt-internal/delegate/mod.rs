@@ -117,7 +117,7 @@ impl Delegate {
             let listeners = match &self.listeners {
                 Some(file) => {
                     let count = listeners::read(file)?.len();
-                    format!("{}: right, {count} listeners\n", file.display())
+                    format!("{}: right\nlisteners: {count}\n", file.display())
                 }
                 None => String::new(),
             };
