@@ -1394,6 +1394,11 @@ fn wrong_usage_says_what_is_right() {
     expect_exit(&with(&["--target", "x"]), 2, "--explain");
     let check = run(&[&policy[..], &["--check", "--listeners", &file]].concat());
     assert_eq!(check.status.code(), Some(0), "{check:?}");
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(
+        said.starts_with(&format!("{file}: right\nlisteners: ")),
+        "it says that the file of listeners was checked: {said}"
+    );
     directory.write("listeners.toml", "x = 1\n");
     let check = [&policy[..], &["--check", "--listeners", &file]].concat();
     expect_exit(&check, 1, &format!("{file}:1: unknown field `x`"));
@@ -1432,6 +1437,7 @@ fn an_address_that_cannot_be_had_says_what_to_do() {
     let nowhere = "/nowhere/at/all";
     let audit = format!("cannot open the audit file {nowhere}: ");
     expect_exit(&with(&["--audit", nowhere]), 1, &audit);
+    expect_exit(&with(&["--audit", nowhere]), 1, "make /nowhere/at first");
     let journal = with(&["--audit", "journald", "--journal-socket", nowhere]);
     expect_exit(&journal, 1, "it takes a systemd-journald that runs");
     expect_exit(

@@ -152,7 +152,7 @@ pub fn not_writable(path: &Path, error: &io::Error) -> Missing {
             Missing::new(Kind::Cgroup, format!("write access to {path}"))
                 .hint("systemd: Delegate=yes in the daemon's unit")
                 .hint("podman: run --security-opt unmask=/sys/fs/cgroup; docker: run --privileged")
-                .hint("KubeVirt: have virt-handler do it, called by a handler")
+                .hint("containers, KubeVirt: let a delegate outside do it")
         }
         _ => Missing::new(Kind::Cgroup, format!("{path}, which says: {error}")),
     }

@@ -141,7 +141,7 @@ impl Capability {
                 .hint(format!(
                     "Kubernetes: securityContext.capabilities.add: [\"{name}\"]"
                 ))
-                .hint("KubeVirt: have virt-handler do it, called by a handler");
+                .hint("containers, KubeVirt: let a delegate outside do it");
         }
         if !is_in_initial_user_namespace() {
             return Missing::new(Kind::Capability, format!("{self}, initial userns"))

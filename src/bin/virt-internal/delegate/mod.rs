@@ -17,10 +17,10 @@ mod running;
 mod signals;
 mod start;
 
-use std::fmt;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{fmt, io};
 
 use clap::Args;
 use virt_internal::delegate::policy::Policy;
@@ -93,6 +93,18 @@ pub struct Delegate {
     journal_socket: PathBuf,
 }
 
+/// What to do about an audit file whose directory is not there.
+fn unmade(file: &str, error: &io::Error) -> String {
+    let directory = Path::new(file).parent();
+    match directory {
+        Some(directory) if error.kind() == io::ErrorKind::NotFound => format!(
+            ": make {} first (LogsDirectory= in a systemd unit)",
+            directory.display()
+        ),
+        _ => String::new(),
+    }
+}
+
 /// Tells the operator something, on standard error: under systemd, in the
 /// journal.
 fn say(text: impl fmt::Display) {
@@ -102,10 +114,19 @@ fn say(text: impl fmt::Display) {
 impl Delegate {
     pub fn run(&self) -> crate::Result {
         if self.check {
-            if let Some(file) = &self.listeners {
-                listeners::read(file)?;
-            }
-            return policy::check(&self.policy, self.json);
+            let listeners = match &self.listeners {
+                Some(file) => {
+                    let count = listeners::read(file)?.len();
+                    format!("{}: right\nlisteners: {count}\n", file.display())
+                }
+                None => String::new(),
+            };
+            let (text, exit_code) = policy::check(&self.policy, self.json)?;
+            let text = match self.json {
+                true => text,
+                false => listeners + &text,
+            };
+            return Ok((text, exit_code));
         }
         if let Some([peer, operation]) = self.explain.as_deref() {
             let target = self.target.as_deref();
@@ -168,10 +189,7 @@ impl Delegate {
     fn open_audit(&self) -> Result<Audit, String> {
         let audit = match self.audit.as_deref() {
             None => Ok(Audit::nowhere()),
-            Some("-") => std::io::stdout()
-                .as_fd()
-                .try_clone_to_owned()
-                .map(Audit::stream),
+            Some("-") => io::stdout().as_fd().try_clone_to_owned().map(Audit::stream),
             Some("journald") => Audit::journal(&self.journal_socket),
             Some(file) => Audit::file(file.as_ref()),
         };
@@ -190,7 +208,10 @@ impl Delegate {
                      that runs, and in a container its socket",
                     self.journal_socket.display()
                 ),
-                _ => format!("cannot open the audit file {name}: {error}"),
+                _ => format!(
+                    "cannot open the audit file {name}: {error}{}",
+                    unmade(name, &error)
+                ),
             })
     }
 }
