@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -302,34 +302,53 @@ fn the_demo_leaves_no_process_no_cgroup_and_no_file_behind() {
     assert_eq!(groups, expected, "each such request names its cgroup");
 }
 
+/// How a demo ends that is interrupted as soon as its delegate has a socket, and
+/// was started with that disposition of SIGINT: whoever runs the tests, a shell
+/// in the background for one, may ignore it.
+fn interrupt_the_demo(files: &TemporaryFiles, disposition: libc::sighandler_t) -> ExitStatus {
+    let mut demo = command();
+    demo.args(["demo", "--all", "--json"])
+        .env("TMPDIR", &files.0)
+        .stdout(Stdio::null());
+    // SAFETY: a system call on numbers.
+    unsafe {
+        demo.pre_exec(move || {
+            libc::signal(libc::SIGINT, disposition);
+            Ok(())
+        });
+    }
+    let mut demo = demo.spawn().expect("the command starts");
+    let has_socket = || {
+        let names = files.names();
+        names.iter().any(|path| path.join("socket").exists())
+    };
+    let mut ended = None;
+    while !has_socket() && ended.is_none() {
+        thread::sleep(Duration::from_millis(1));
+        ended = demo.try_wait().expect("a child");
+    }
+    if ended.is_none() {
+        // SAFETY: numbers only; the child was not waited for.
+        unsafe { libc::kill(demo.id() as pid_t, libc::SIGINT) };
+    }
+    let status = demo.wait().expect("a child");
+    files.assert_nothing_left();
+    status
+}
+
+#[test]
+fn the_demo_goes_on_when_it_is_interrupted_by_what_is_ignored() {
+    let files = TemporaryFiles::create("ignored");
+    let status = interrupt_the_demo(&files, libc::SIG_IGN);
+    assert_eq!(status.code(), Some(0), "it was interrupted: {status}");
+}
+
 #[test]
 fn the_demo_tidies_up_when_it_is_interrupted() {
     let files = TemporaryFiles::create("interrupted");
     // A signal that comes too late, when it is all over, says nothing.
     for _ in 0..1000 {
-        let mut demo = command()
-            .args(["demo", "--all", "--json"])
-            .env("TMPDIR", &files.0)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the command starts");
-        let has_socket = || {
-            files
-                .names()
-                .iter()
-                .any(|path| path.join("socket").exists())
-        };
-        let mut ended = None;
-        while !has_socket() && ended.is_none() {
-            thread::sleep(Duration::from_millis(1));
-            ended = demo.try_wait().expect("a child");
-        }
-        if ended.is_none() {
-            // SAFETY: numbers only; the child was not waited for.
-            unsafe { libc::kill(demo.id() as pid_t, libc::SIGINT) };
-        }
-        let status = demo.wait().expect("a child");
-        files.assert_nothing_left();
+        let status = interrupt_the_demo(&files, libc::SIG_DFL);
         if status.signal() == Some(libc::SIGINT) {
             return;
         }
