@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -16,8 +16,23 @@ use virt_internal::operation::OPERATIONS;
 
 const COMMAND: &str = env!("CARGO_BIN_EXE_virt-internal");
 
+/// No process or thread has it: none has a number above 4194304. One that has
+/// exited may be somebody's again by the next call.
+const NOBODY: &str = "2147483647";
+
+/// It, which knows of no delegate, whoever runs the tests does.
+fn command() -> Command {
+    command_at(Path::new(COMMAND))
+}
+
+fn command_at(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.env_remove("LIBVIRT_INTERNAL_DELEGATE");
+    command
+}
+
 fn run(arguments: &[&str]) -> Output {
-    Command::new(COMMAND)
+    command()
         .args(arguments)
         .output()
         .expect("the command starts")
@@ -52,7 +67,7 @@ impl Sleeper {
 
     /// With more than one thread.
     fn with_threads() -> Sleeper {
-        let mut child = Command::new(COMMAND)
+        let mut child = command()
             .arg("target")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -194,15 +209,26 @@ fn delegate_rows(demo: &Value) -> Vec<&Value> {
     rows.iter().filter(shown).collect()
 }
 
+/// Makes a directory that nobody else has, also not a process with the same pid
+/// that was killed and has left it.
+fn create_directory(parent: &Path, name: &str) -> io::Result<PathBuf> {
+    let mut number = 0;
+    loop {
+        let path = parent.join(format!("{name}-{}-{number}", std::process::id()));
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            made => return made.map(|()| path),
+        }
+    }
+}
+
 /// A directory that everybody may enter, for what the demo puts into files.
 struct TemporaryFiles(PathBuf);
 
 impl TemporaryFiles {
     fn create(name: &str) -> TemporaryFiles {
-        let name = format!("vi-{name}-{}", std::process::id());
-        let path = Path::new("/tmp").join(name);
-        fs::create_dir(&path).expect("a directory can be made");
-        TemporaryFiles(path)
+        let made = create_directory(Path::new("/tmp"), &format!("vi-{name}"));
+        TemporaryFiles(made.expect("a directory can be made"))
     }
 
     fn names(&self) -> Vec<PathBuf> {
@@ -239,7 +265,7 @@ impl Drop for TemporaryFiles {
 #[test]
 fn the_demo_leaves_no_process_no_cgroup_and_no_file_behind() {
     let files = TemporaryFiles::create("left");
-    let output = Command::new(COMMAND)
+    let output = command()
         .args(["demo", "--all", "--json"])
         .env("TMPDIR", &files.0)
         .output()
@@ -256,7 +282,14 @@ fn the_demo_leaves_no_process_no_cgroup_and_no_file_behind() {
         let mut words = request.split(' ').skip_while(|word| *word != "process");
         let pid = words.nth(1).expect("a request names its process");
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let is_target = str_of(&command).contains("virt-internal");
+        // Its number may be that of another test's command by now.
+        let own = format!("TMPDIR={}", files.0.display());
+        let is_own = fs::read(format!("/proc/{pid}/environ")).map_or(true, |environment| {
+            environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == own.as_bytes())
+        });
+        let is_target = str_of(&command).contains("virt-internal") && is_own;
         assert!(!is_target, "process {pid} is still there");
         expected += usize::from(row["operation"] == "virInternalCgroupAddThreads");
         if let Some((_, group)) = request.split_once(" to /") {
@@ -269,30 +302,53 @@ fn the_demo_leaves_no_process_no_cgroup_and_no_file_behind() {
     assert_eq!(groups, expected, "each such request names its cgroup");
 }
 
+/// How a demo ends that is interrupted as soon as its delegate has a socket, and
+/// was started with that disposition of SIGINT: whoever runs the tests, a shell
+/// in the background for one, may ignore it.
+fn interrupt_the_demo(files: &TemporaryFiles, disposition: libc::sighandler_t) -> ExitStatus {
+    let mut demo = command();
+    demo.args(["demo", "--all", "--json"])
+        .env("TMPDIR", &files.0)
+        .stdout(Stdio::null());
+    // SAFETY: a system call on numbers.
+    unsafe {
+        demo.pre_exec(move || {
+            libc::signal(libc::SIGINT, disposition);
+            Ok(())
+        });
+    }
+    let mut demo = demo.spawn().expect("the command starts");
+    let has_socket = || {
+        let names = files.names();
+        names.iter().any(|path| path.join("socket").exists())
+    };
+    let mut ended = None;
+    while !has_socket() && ended.is_none() {
+        thread::sleep(Duration::from_millis(1));
+        ended = demo.try_wait().expect("a child");
+    }
+    if ended.is_none() {
+        // SAFETY: numbers only; the child was not waited for.
+        unsafe { libc::kill(demo.id() as pid_t, libc::SIGINT) };
+    }
+    let status = demo.wait().expect("a child");
+    files.assert_nothing_left();
+    status
+}
+
+#[test]
+fn the_demo_goes_on_when_it_is_interrupted_by_what_is_ignored() {
+    let files = TemporaryFiles::create("ignored");
+    let status = interrupt_the_demo(&files, libc::SIG_IGN);
+    assert_eq!(status.code(), Some(0), "it was interrupted: {status}");
+}
+
 #[test]
 fn the_demo_tidies_up_when_it_is_interrupted() {
     let files = TemporaryFiles::create("interrupted");
     // A signal that comes too late, when it is all over, says nothing.
     for _ in 0..1000 {
-        let mut demo = Command::new(COMMAND)
-            .args(["demo", "--all", "--json"])
-            .env("TMPDIR", &files.0)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the command starts");
-        let has_socket = || {
-            files
-                .names()
-                .iter()
-                .any(|path| path.join("socket").exists())
-        };
-        while !has_socket() && demo.try_wait().expect("a child").is_none() {
-            thread::sleep(Duration::from_millis(1));
-        }
-        // SAFETY: numbers only; the child was not waited for.
-        unsafe { libc::kill(demo.id() as pid_t, libc::SIGINT) };
-        let status = demo.wait().expect("a child");
-        files.assert_nothing_left();
+        let status = interrupt_the_demo(&files, libc::SIG_DFL);
         if status.signal() == Some(libc::SIGINT) {
             return;
         }
@@ -355,7 +411,7 @@ fn the_demo_shows_what_an_unprivileged_caller_gets_without_and_with_a_delegate()
 /// Runs the short demo as root, after what `prepare` does to the process. None
 /// where it may not do that.
 fn demo_as_root_after(prepare: fn() -> io::Result<()>) -> Option<Value> {
-    let mut command = Command::new(COMMAND);
+    let mut command = command();
     command.args(["demo", "--json"]);
     // SAFETY: system calls only.
     unsafe { command.pre_exec(prepare) };
@@ -445,7 +501,7 @@ fn the_demo_works_without_mounted_cgroups() {
 #[test]
 fn a_delegate_of_the_environment_is_not_the_demo_s_and_no_part_of_capabilities() {
     let with_delegate = |arguments: &[&str]| {
-        let output = Command::new(COMMAND)
+        let output = command()
             .args(arguments)
             .env("LIBVIRT_INTERNAL_DELEGATE", "unix:/nobody/is/here")
             .output()
@@ -469,7 +525,7 @@ fn call_gives_no_advice_on_its_own_privileges_when_a_delegate_cannot_be_reached(
     let Some(group) = host["kernel"]["cgroups"][0]["group"].as_str() else {
         return skip("call_gives_no_advice", "no cgroup is mounted");
     };
-    let output = Command::new(COMMAND)
+    let output = command()
         .args(["call", "cgroup-add-threads", "--all-threads", "--pid", &pid])
         .arg(format!("--group={group}"))
         .env("LIBVIRT_INTERNAL_DELEGATE", "unix:/nobody/is/here")
@@ -501,9 +557,10 @@ fn the_demo_works_for_an_ordinary_user() {
     // SAFETY: asks for a number.
     let is_root = unsafe { libc::geteuid() } == 0;
     // Another user may not be able to reach where cargo builds.
-    let copy = std::env::temp_dir().join(format!("virt-internal-{}", std::process::id()));
+    let files = TemporaryFiles::create("copy");
+    let copy = files.0.join("virt-internal");
     fs::copy(COMMAND, &copy).expect("the command can be copied");
-    let mut command = Command::new(&copy);
+    let mut command = command_at(&copy);
     command.args(["demo", "--all", "--json"]);
     if is_root {
         command.uid(65534).gid(65534);
@@ -515,7 +572,6 @@ fn the_demo_works_for_an_ordinary_user() {
             output => break output,
         }
     };
-    fs::remove_file(&copy).expect("the copy can be removed");
     let output = output.expect("the copy starts");
     assert_exit(&output, 0);
     let demo = json(&output);
@@ -598,11 +654,9 @@ fn call_moves_threads_into_a_cgroup_or_says_which_file_is_missing() {
         let group = format!("--group={}", group.display());
         sleeper.call("cgroup-add-threads", &["--all-threads", &group])
     };
-    let name = format!("virt-internal-test-{}", std::process::id());
     let made = groups
         .iter()
-        .map(|group| group.join(&name))
-        .find(|group| fs::create_dir(group).is_ok());
+        .find_map(|group| create_directory(group, "virt-internal-test").ok());
     if let Some(made) = made {
         let output = move_to(&made);
         let members = fs::read_to_string(made.join("cgroup.procs"));
@@ -647,13 +701,13 @@ impl Group {
     fn create(versions: &[u64], name: &str) -> Option<Group> {
         let host = json(&run(&["capabilities", "--json"]));
         let groups = host["kernel"]["cgroups"].as_array().expect("a list");
-        let name = format!("virt-internal-{name}-{}", std::process::id());
+        let name = format!("virt-internal-{name}");
         groups
             .iter()
             .filter(|group| versions.iter().any(|version| group["version"] == *version))
             .filter(|group| group["controllers"] != "cpuset")
-            .map(|group| Path::new(group["group"].as_str().expect("a path")).join(&name))
-            .find_map(|path| fs::create_dir(&path).is_ok().then_some(Group(path)))
+            .map(|group| Path::new(group["group"].as_str().expect("a path")))
+            .find_map(|group| create_directory(group, &name).ok().map(Group))
     }
 
     fn below(&self, name: &str) -> Group {
@@ -687,7 +741,7 @@ fn call_names_each_thread_that_was_not_moved() {
     let Some(group) = Group::create(&[1, 2], "partly") else {
         return skip("call_names_each_thread", "no cgroup can be made");
     };
-    let gone = Sleeper::start().pid().to_string();
+    let gone = NOBODY.to_owned();
     let sleeper = Sleeper::start();
     let pid = sleeper.pid().to_string();
     let expected = format!("virt-internal: thread {gone}: has exited (ESRCH)\n");
@@ -932,14 +986,10 @@ fn call_says_what_is_missing_to_raise_a_limit() {
 
 #[test]
 fn call_reports_errors_by_name() {
-    let gone = {
-        let sleeper = Sleeper::start();
-        sleeper.pid().to_string()
-    };
     for (pid, code, errno) in [
         ("0", "VIR_INTERNAL_ERR_INVALID_ARG", "EINVAL"),
         ("-1", "VIR_INTERNAL_ERR_INVALID_ARG", "EINVAL"),
-        (&gone, "VIR_INTERNAL_ERR_NO_PROCESS", "ESRCH"),
+        (NOBODY, "VIR_INTERNAL_ERR_NO_PROCESS", "ESRCH"),
     ] {
         let call = ["call", "process-set-max-files", "--files=5", "--pid", pid];
         let output = run(&call);
@@ -973,7 +1023,7 @@ fn a_full_disk_is_reported_and_no_panic() {
         &[&call[..], &[&pid, "--json"]].concat(),
     ] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full");
-        let output = Command::new(COMMAND)
+        let output = command()
             .args(arguments)
             .stdout(full.expect("there is a /dev/full"))
             .output()
@@ -1000,7 +1050,7 @@ fn a_closed_pipe_ends_the_command_quietly() {
     // SAFETY: one pollfd, which the kernel may write.
     while unsafe { libc::poll(&mut end, 1, -1) } != 1 {}
     assert_eq!(end.revents, libc::POLLERR, "nobody reads");
-    let output = Command::new(COMMAND)
+    let output = command()
         .args(["capabilities", "--json"])
         .stdout(writer)
         .output()

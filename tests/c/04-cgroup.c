@@ -50,7 +50,7 @@ find_v1(const char *controller)
 static const char *
 group_name(pid_t test)
 {
-    return text("libvirt-internal-test-%d", test);
+    return name_of_test("libvirt-internal-test", test);
 }
 
 /* Some kernels take a moment to forget who was in it. */

@@ -493,6 +493,10 @@ TEST(a_thread_that_exits_in_the_handler_is_NO_PROCESS)
 
 /* Numbers that become another's. */
 
+/* Another process may have the number first, for a while: so often is it tried,
+ * each millisecond. */
+#define TRIES 30000
+
 /* A process with that very pid, or -1. */
 static pid_t
 start_with_pid(pid_t pid)
@@ -508,6 +512,11 @@ start_with_pid(pid_t pid)
     };
     pid_t child = syscall(SYS_clone3, &args, sizeof(args));
 
+    for (int tries = 1; child < 0 && errno == EEXIST && tries < TRIES;
+         tries++) {
+        usleep(1000);
+        child = syscall(SYS_clone3, &args, sizeof(args));
+    }
     if (child == 0) {
         while (pause() == -1)
             continue;
@@ -605,7 +614,7 @@ recycle_thread(Script *script)
     int fd;
 
     thread_end(thread);
-    for (int tries = 0; tries < 100; tries++) {
+    for (int tries = 0; tries < TRIES; tries++) {
         fd = open("/proc/sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);
         if (fd < 0 || write(fd, last, strlen(last)) < 0)
             SKIP("cannot choose the id of a thread by ns_last_pid: %s",
@@ -615,8 +624,9 @@ recycle_thread(Script *script)
         if (thread->tid == wanted)
             return VIR_INTERNAL_HANDLED;
         thread_end(thread);
+        usleep(1000);
     }
-    SKIP("no thread got the id of another in 100 tries");
+    SKIP("no thread got the id of another in %d tries", TRIES);
 }
 
 #ifndef PIDFD_THREAD

@@ -634,7 +634,7 @@ call_whatever_is_set(void *data)
 }
 
 TEST(children_of_a_process_whose_threads_use_the_library_end_in_time,
-     .seconds = 300)
+     .seconds = 900)
 {
     pthread_t threads[2];
 
@@ -684,7 +684,7 @@ TEST(vforked_children_that_became_programs_take_no_place_from_later_ones)
     expect_child_passes(by_fork(become_sleep, "0"));
     set(operations, NULL, &script, VIR_INTERNAL_HANDLER_FORK_SAFE);
     for (int i = 0; i < CROWD; i++)
-        children[i] = by_vfork(call_and_become_sleep, "600");
+        children[i] = by_vfork(call_and_become_sleep, "36000");
     expect_child_passes(by_vfork(have_an_error, NULL));
     for (int i = 0; i < CROWD; i++) {
         int status;

@@ -29,7 +29,7 @@
 static const char *
 directory_of(pid_t test)
 {
-    return text("/tmp/virt-internal-serve.%d", test);
+    return text("/tmp/%s", name_of_test("virt-internal-serve", test));
 }
 
 static int
@@ -48,20 +48,21 @@ remove_directory(pid_t test)
     nftw(directory_of(test), remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-static pid_t test_pid;
+/* The test's. Threads read it, who must not use text(). */
+static char directory[80];
 
 static const char *
 in_directory(const char *name)
 {
-    return text("%s/%s", directory_of(test_pid), name);
+    return text("%s/%s", directory, name);
 }
 
 #define SERVE_TEST(name) \
     static void serve_##name(void); \
     TEST(name, .after = remove_directory) \
     { \
-        test_pid = getpid(); \
-        must(mkdir(directory_of(test_pid), 0700)); \
+        strcpy(directory, directory_of(getpid())); \
+        must(mkdir(directory, 0700)); \
         serve_##name(); \
     } \
     static void serve_##name(void)
@@ -856,7 +857,7 @@ SERVE_TEST(bad_input_makes_no_delegate)
     expect_invalid(try_new(1, policy, NULL, 1), "unknown flags 0x1");
     expect_error(try_new(1, in_directory("none"), NULL, 0),
                  VIR_INTERNAL_ERR_FAILED, ENOENT, "/none: cannot read");
-    expect_invalid(try_new(1, directory_of(test_pid), NULL, 0),
+    expect_invalid(try_new(1, directory, NULL, 0),
                    "it is not a regular file");
     expect_error(try_new(1, policy, in_directory("none/audit"), 0),
                  VIR_INTERNAL_ERR_FAILED, ENOENT,
@@ -1076,8 +1077,8 @@ change_listeners(void *name)
     for (int i = 0; i < CHANGES; i++) {
         char address[160];
 
-        snprintf(address, sizeof(address), "unix:/tmp/virt-internal-serve.%d/%s",
-                 test_pid, (const char *) name);
+        snprintf(address, sizeof(address), "unix:%s/%s", directory,
+                 (const char *) name);
         expect_success(virInternalDelegateListen(contended, address, name, 0));
         expect_success(virInternalDelegateStopListening(contended, address));
     }
@@ -1111,8 +1112,8 @@ connect_and_leave(void *unused)
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         int fd = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
 
-        snprintf(address.sun_path, sizeof(address.sun_path),
-                 "/tmp/virt-internal-serve.%d/socket", test_pid);
+        snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket",
+                 directory);
         must(connect(fd, (struct sockaddr *) &address, sizeof(address)));
         close(fd);
     }

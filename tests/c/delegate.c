@@ -24,7 +24,8 @@ directory_of(pid_t test)
 {
     const char *base = getenv("TMPDIR");
 
-    return text("%s/virt-internal-%d", base ? base : "/tmp", test);
+    return text("%s/%s", base ? base : "/tmp",
+                name_of_test("virt-internal", test));
 }
 
 const char *

@@ -79,6 +79,23 @@ text(const char *format, ...)
     return buffer + begin;
 }
 
+static unsigned int number_of_runner;
+
+/* Before the runner forks, so that it and the tests have the same. */
+__attribute__((constructor))
+static void
+choose_number(void)
+{
+    must(syscall(SYS_getrandom, &number_of_runner, sizeof(number_of_runner),
+                 0));
+}
+
+const char *
+name_of_test(const char *prefix, pid_t test)
+{
+    return text("%s-%08x-%d", prefix, number_of_runner, test);
+}
+
 /* What a subject tells of its threads. */
 typedef struct {
     pid_t tids[SUBJECT_THREADS_MAX];

@@ -45,6 +45,10 @@ void support_expect_error(const char *file, int line, const char *call,
 __attribute__((format(printf, 1, 2)))
 const char *text(const char *format, ...);
 
+/* What belongs to a test has its name: "PREFIX-NUMBER-PID". The number is the
+ * runner's: what a killed run has left may be of a test with the same pid. */
+const char *name_of_test(const char *prefix, pid_t test);
+
 /* A process that only waits, with as many threads as wanted. */
 # define SUBJECT_THREADS_MAX 8
 

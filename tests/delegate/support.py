@@ -28,12 +28,12 @@ import wire
 SOURCE = pathlib.Path(__file__).resolve().parent
 ROOT = SOURCE.parents[1]
 
-# Everything waits this long for what is sure to happen, in seconds.
-DEADLINE = 60
+# Everything waits this long for what is sure to happen, in seconds: it decides
+# about no test that passes, however slow and busy the machine is.
+DEADLINE = 300
 
-# How long calls wait for the delegate. Its own deadline is 2 s; a slow machine
-# must not make a test fail.
-TIMEOUT_MS = 30000
+# How long calls wait for the delegate.
+TIMEOUT_MS = 120000
 
 MACHINE_UID = 107
 
@@ -93,7 +93,8 @@ class Bed:
     def __init__(self):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="vi-delegate."))
         self.directory.chmod(0o755)
-        self.name = f"vi-delegate-{os.getpid()}"
+        # Nobody else's, also not of a run that was killed.
+        self.name = self.directory.name
         self.cgroups = []
         self.v2 = self._mount_point("cgroup2")
         self.v1 = self._mount_point("cgroup", "pids")
@@ -207,6 +208,7 @@ class Delegate:
         self.errors = open(self.directory / "errors", "w+")
 
         def prepare():
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if nofile:
                 resource.setrlimit(resource.RLIMIT_NOFILE, nofile)
         self.process = subprocess.Popen(
@@ -530,6 +532,8 @@ class Qemu:
 
 # ------------------------------------------------------- the library's calls
 
+# The peers' library knows of no delegate but the tests'.
+os.environ.pop("LIBVIRT_INTERNAL_DELEGATE", None)
 vir = None
 DELEGATE_OPTIONAL = 1 << 0
 

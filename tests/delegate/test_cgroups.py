@@ -54,7 +54,7 @@ def _swap(outside, path, directory, own, foreign, form):
                 else:
                     expect(place, begin, f"cgroup after {message}")
                 return min(seen.values()) >= 20
-            support.eventually(once, "20 of each", deadline=30)
+            support.eventually(once, "20 of each")
     finally:
         stop.set()
         flipper.join()

@@ -115,11 +115,15 @@ def _send(outside, path, how, pid):
 
 def stop(pid):
     """Stops all threads of a process."""
+    def is_stopped():
+        try:
+            return all(support.status(pid, "State", tid).startswith("T")
+                       for tid in os.listdir(f"/proc/{pid}/task"))
+        except (FileNotFoundError, ProcessLookupError):
+            # A thread of a connection that ended has exited meanwhile.
+            return False
     os.kill(pid, signal.SIGSTOP)
-    support.eventually(
-        lambda: all(support.status(pid, "State", tid).startswith("T")
-                    for tid in os.listdir(f"/proc/{pid}/task")),
-        "the delegate is stopped")
+    support.eventually(is_stopped, "the delegate is stopped")
 
 
 def send_what_can_be_sent(connection, fd):
@@ -156,7 +160,7 @@ def blocks_nobody_else(how, cgroup="root", with_fuse=False):
             # Otherwise it blocks nobody at all, and this shows nothing.
             support.eventually(
                 lambda: delegate.count()[1] > before[1],
-                f"a thread is blocked by what was sent as {how}", 10)
+                f"a thread is blocked by what was sent as {how}")
         for _ in range(3):
             support.served(delegate.socket, stage.cgroup("other"))
         if how not in ("refused", "waiting"):

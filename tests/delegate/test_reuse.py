@@ -6,11 +6,12 @@ import subprocess
 import support
 from support import Skipped, expect, test
 
-# In a PID namespace of its own, whose first process this shell is.
+# In a PID namespace of its own, whose first process this shell is. The socket's
+# file is there before it listens.
 SCRIPT = """
 mount -t proc proc /proc
 "$@" &
-until [ -S "$SOCKET" ]; do
+until grep -q " 00010000 .* $SOCKET$" /proc/net/unix; do
     kill -0 $! || exit 1
     sleep 0.05
 done

@@ -57,7 +57,7 @@ def hello_body(spoken=((1, 1, 1),), reserved=0, count=None):
 class Connection:
     """One connection; with @hello both sides have said it."""
 
-    def __init__(self, path, hello=True, timeout=60):
+    def __init__(self, path, hello=True, timeout=300):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(timeout)
         self.socket.connect(path)

@@ -153,7 +153,7 @@ at(const char *group, const char *name)
 static const char *
 top(pid_t test)
 {
-    return text("/libvirt-internal-housekeeping-%d", test);
+    return text("/%s", name_of_test("libvirt-internal-housekeeping", test));
 }
 
 static void
@@ -211,14 +211,15 @@ remove_file(const char *path, const struct stat *status, int type,
 static const char *
 directory(pid_t test)
 {
-    return text("/tmp/libvirt-internal-housekeeping-%d", test);
+    return text("/tmp/%s",
+                name_of_test("libvirt-internal-housekeeping", test));
 }
 
 /* The child of the root that the test makes. */
 static const char *
 name_in_root(pid_t test)
 {
-    return text("libvirt-internal-hk-root-%d", test);
+    return name_of_test("libvirt-internal-hk-root", test);
 }
 
 static void
@@ -575,7 +576,7 @@ require_two_cpus(void)
 
 /* --- Tests ---------------------------------------------------------------- */
 
-#define WITH .after = clean_up, .seconds = 300
+#define WITH .after = clean_up, .seconds = 900
 
 TEST(all_threads_but_vcpus_go_to_the_child_while_they_make_others, WITH)
 {

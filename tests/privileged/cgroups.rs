@@ -19,14 +19,22 @@ pub struct Tree(PathBuf);
 impl Tree {
     pub fn new() -> Result<Tree, Skip> {
         let parent = own_cgroup().ok_or_else(|| Skip("cgroup v2".to_owned()))?;
-        let path = parent.join(format!("libvirt-internal-{}", std::process::id()));
-        fs::create_dir(&path).map_err(|error| {
-            Skip(format!(
-                "a cgroup v2 to write to: {}: {error}",
-                path.display()
-            ))
-        })?;
-        Ok(Tree(path))
+        let mut number = 0;
+        loop {
+            let name = format!("libvirt-internal-{}-{number}", std::process::id());
+            let path = parent.join(name);
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Tree(path)),
+                // One that was killed, and had the same pid, has left it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => {
+                    return Err(Skip(format!(
+                        "a cgroup v2 to write to: {}: {error}",
+                        path.display()
+                    )));
+                }
+            }
+        }
     }
 
     /// Makes a domain in it.

@@ -70,6 +70,9 @@ fn main() -> ExitCode {
         child::run(arguments[1].parse().expect("a number of threads"));
         return ExitCode::SUCCESS;
     }
+    // A delegate is for others to try.
+    // SAFETY: there is no other thread yet.
+    unsafe { std::env::remove_var("LIBVIRT_INTERNAL_DELEGATE") };
     // Like libtest: a name selects tests, and its options mean nothing here.
     let names: Vec<_> = arguments
         .iter()

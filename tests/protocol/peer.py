@@ -141,7 +141,7 @@ def receive(sock):
 
 def seqpacket():
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sock.settimeout(30)
+    sock.settimeout(300)
     return sock
 
 

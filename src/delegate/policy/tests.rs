@@ -866,7 +866,9 @@ impl Directory {
     fn new(name: &str) -> Directory {
         let name = format!("virt-internal-policy-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).expect("a temporary directory");
+        // One that was killed, and had the same pid, may have left it.
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).expect("a temporary directory");
         Directory(path)
     }
 

@@ -131,6 +131,8 @@ mod tests {
     fn an_entry_that_is_too_large_for_a_datagram_goes_in_a_sealed_file() {
         let path =
             std::env::temp_dir().join(format!("virt-internal-journal-{}", std::process::id()));
+        // One that was killed, and had the same pid, may have left it.
+        let _ = std::fs::remove_file(&path);
         let receiver = UnixDatagram::bind(&path).expect("a socket");
         let journal = Journal::new(path.clone()).expect("the socket is there");
         let large = "x".repeat(4 << 20);
