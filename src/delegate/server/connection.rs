@@ -3,7 +3,6 @@
 //! examines or closes it, and then blocks nobody else.
 
 use std::cell::Cell;
-use std::fs;
 use std::mem::size_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -556,7 +555,12 @@ impl<'a> Job<'a> {
         } = self;
         let Connection { shared, peer, .. } = connection;
         texts.clear();
-        let mut subject = Subject::new(peer, self.known, self.descriptors, self.lists);
+        let facts = peer.facts();
+        let quota = policy.quota_for(&facts);
+        let running = connection.connected.scope.begin(header.request, quota);
+        let mut rules = policy.rules_for(&facts);
+        let is_refused = running.is_err() || !rules.any(|rule| O::bounds(&rule.allowed).is_some());
+        let mut subject = Subject::new(peer, self.known, self.descriptors, self.lists, is_refused);
         let mut body = Reader(self.body);
         let read = O::read(&mut body, &mut subject).and_then(|operation| {
             body.end()?;
@@ -567,8 +571,6 @@ impl<'a> Job<'a> {
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
         let mut held = None;
-        let quota = policy.quota_for(&peer.facts());
-        let running = connection.connected.scope.begin(header.request, quota);
         let said = match (read, &running) {
             (Err(Unfit::Malformed(malformed)), _) => return Err(malformed.into()),
             (_, Err(exhausted)) => Said::refused(exhausted.to_string()),
@@ -677,8 +679,8 @@ fn cgroup_of<'c>(
                 format_args!("cannot tell the cgroup of process {}", info.pid),
             )
         };
-        let text = fs::read_to_string(format!("/proc/{}/cgroup", info.pid));
-        let text = text.map_err(|error| match pidfd::errno(error) {
+        let text = pidfd::read_lines(&format!("/proc/{}/cgroup", info.pid));
+        let text = text.map_err(|errnum| match errnum {
             Errno::ESRCH => gone(),
             errnum => failed(errnum),
         })?;

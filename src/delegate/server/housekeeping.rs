@@ -18,15 +18,15 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use libc::{c_int, pid_t};
 
 use super::cgroupfs;
-use super::pidfd::errno;
+use super::pidfd::{errno, no_more, read_lines, utf8_lines};
 use super::serve::write_cpus;
-use crate::delegate::policy::Scope;
+use crate::delegate::policy::{Scope, hierarchies, path_in};
 use crate::errno::Errno;
 use crate::kernel::cgroup::Version;
 use crate::kernel::check;
@@ -119,7 +119,7 @@ struct Directory {
 
 impl Directory {
     fn read(&self, name: &CStr) -> Result<String, Errno> {
-        read_at(&self.fd, name)
+        String::from_utf8(read_at(&self.fd, name)?).map_err(|_| Errno::EPROTO)
     }
 
     fn write(&self, name: &CStr, text: &str) -> Result<(), Errno> {
@@ -206,13 +206,13 @@ impl Directory {
 /// A filesystem and a number in it.
 type Identity = (u64, u64);
 
-fn read_at(directory: &Fd, name: &CStr) -> Result<String, Errno> {
+fn read_at(directory: &Fd, name: &CStr) -> Result<Vec<u8>, Errno> {
     let file = file::open_at(directory, name, libc::O_RDONLY)?;
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
     loop {
         match file::read(&file, &mut buffer)? {
-            0 => return String::from_utf8(text).map_err(|_| Errno::EPROTO),
+            0 => return Ok(text),
             length => text.extend_from_slice(&buffer[..length]),
         }
     }
@@ -221,29 +221,10 @@ fn read_at(directory: &Fd, name: &CStr) -> Result<String, Errno> {
 /// The hierarchy that has cpuset, as a line of /proc/PID/cgroup names it, and
 /// the path in it. A controller is in one hierarchy only.
 fn hierarchy_of(cgroups: &str) -> Option<(&str, &str)> {
-    let lines = cgroups.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        rest.split_once(':')
-    });
     let has_cpuset = |controllers: &str| controllers.split(',').any(|one| one == "cpuset");
-    let mut version_2 = None;
-    for (controllers, path) in lines {
-        match controllers {
-            "" => version_2 = Some((controllers, path)),
-            _ if has_cpuset(controllers) => return Some((controllers, path)),
-            _ => {}
-        }
-    }
-    version_2
-}
-
-/// The path in a hierarchy, from the text of a /proc/PID/cgroup.
-fn path_in<'t>(cgroups: &'t str, controllers: &str) -> Option<&'t str> {
-    cgroups.lines().find_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (own, path) = rest.split_once(':')?;
-        (own == controllers).then_some(path)
-    })
+    hierarchies(cgroups)
+        .find(|(controllers, _)| has_cpuset(controllers))
+        .or_else(|| hierarchies(cgroups).find(|(controllers, _)| controllers.is_empty()))
 }
 
 fn parent(path: &str) -> &str {
@@ -361,27 +342,21 @@ fn is_gone(pidfd: &Fd) -> bool {
     has_exited(pidfd).unwrap_or(true)
 }
 
-/// The errno of a file of /proc that is not there.
-fn no_more(errnum: Errno) -> Errno {
-    match errnum.0 {
-        libc::ENOENT => Errno::ESRCH,
-        _ => errnum,
-    }
-}
-
 struct Thread(Fd);
 
 impl Thread {
-    /// The path of its cgroup; `None` when it is no more.
+    /// The path of its cgroup, empty if that is not UTF-8; `None` when it is no
+    /// more.
     fn cgroup(&self, controllers: &str) -> Option<String> {
-        let text = read_at(&self.0, c"cgroup").ok()?;
-        path_in(&text, controllers).map(str::to_owned)
+        let text = utf8_lines(read_at(&self.0, c"cgroup").ok()?);
+        Some(path_in(&text, controllers).unwrap_or_default().to_owned())
     }
 
     /// The fields of its stat behind its name, which can have any character.
     fn stat(&self) -> Option<Vec<String>> {
         let text = read_at(&self.0, c"stat").ok()?;
-        let (_, fields) = text.rsplit_once(')')?;
+        let name = text.iter().rposition(|byte| *byte == b')')?;
+        let fields = str::from_utf8(&text[name + 1..]).ok()?;
         Some(fields.split_whitespace().map(str::to_owned).collect())
     }
 
@@ -420,8 +395,8 @@ impl Plan {
             },
         };
         let process = Process::hold(pid, received).map_err(cannot)?;
-        let read = || fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        let text = read().map_err(errno).map_err(cannot)?;
+        let read = || read_lines(&format!("/proc/{pid}/cgroup"));
+        let text = read().map_err(cannot)?;
         let Some((controllers, path)) = hierarchy_of(&text) else {
             return failure(
                 Errno::EOPNOTSUPP,
@@ -461,7 +436,7 @@ impl Plan {
         let name = CString::new(name).map_err(|_| cannot(Errno::EINVAL))?;
         let is_adopted = path == base.path_of_child(&name);
         // It was that very process's, and it was not moved meanwhile.
-        let after = read().map_err(errno).map_err(cannot)?;
+        let after = read().map_err(cannot)?;
         if process.is_gone() {
             return gone();
         }
@@ -907,10 +882,10 @@ impl Plan {
     /// one is that made it, from which it had its own.
     fn return_stray(&self, tid: pid_t, from: &Directory) {
         let path = |id: pid_t| {
-            let text = fs::read_to_string(format!("/proc/{id}/cgroup")).ok()?;
+            let text = read_lines(&format!("/proc/{id}/cgroup")).ok()?;
             path_in(&text, &self.controllers).map(str::to_owned)
         };
-        let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else {
+        let Ok(status) = read_lines(&format!("/proc/{tid}/status")) else {
             return;
         };
         let number = |name: &str| -> Option<pid_t> {
@@ -1147,7 +1122,7 @@ fn start_watch() -> Result<Arc<Fd>, Errno> {
 fn run_watch(watch: &Fd) {
     const FIRST_PAUSE: c_int = 5;
     const LAST_PAUSE: c_int = 1000;
-    let mut leaving: Vec<(Arc<Child>, Instant)> = Vec::new();
+    let mut leaving: Vec<Leaving> = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
@@ -1169,12 +1144,12 @@ fn run_watch(watch: &Fd) {
         for event in &events[..count as usize] {
             leaving.extend(part_with(watch, event.u64));
         }
-        leaving.retain(|(child, since)| !is_removed(child, *since));
+        leaving.retain(|leaving| !leaving.is_done());
     }
 }
 
-/// Forgets a VM that has exited. The children that it had alone are left over.
-fn part_with(watch: &Fd, serial: u64) -> Vec<(Arc<Child>, Instant)> {
+/// Forgets a VM that has exited. Its children are to be left.
+fn part_with(watch: &Fd, serial: u64) -> Vec<Leaving> {
     let Some(vm) = with_known(|known| known.vms.remove(&serial)) else {
         return Vec::new();
     };
@@ -1188,40 +1163,57 @@ fn part_with(watch: &Fd, serial: u64) -> Vec<(Arc<Child>, Instant)> {
     state.has_exited = true;
     let children = std::mem::take(&mut state.children);
     drop(state);
-    let now = Instant::now();
-    let is_left = |child: &Arc<Child>| {
-        let mut state = lock(&child.state);
-        state.users.retain(|user| user.serial != serial);
-        state.users.is_empty()
-    };
-    let left = children.into_iter().filter(is_left);
-    left.map(|child| (child, now)).collect()
+    let since = Instant::now();
+    let leaving = children.into_iter().map(|child| Leaving {
+        child,
+        serial,
+        since,
+    });
+    leaving.collect()
 }
 
-/// Removes a child that no VM has, unless that takes longer. Whether there is
-/// no more to be done.
-fn is_removed(child: &Arc<Child>, since: Instant) -> bool {
-    let mut state = lock(&child.state);
-    if !state.users.is_empty() || state.is_over {
-        return true;
-    }
-    if state.directory.is_some() {
-        // SAFETY: a C string, and numbers.
-        let removed = check(unsafe {
-            let name = child.name.as_ptr();
-            libc::unlinkat(child.base.get(), name, libc::AT_REMOVEDIR)
-        });
-        // The last threads leave it a little after the process's end; and
-        // others may be in it for ever.
-        if removed == Err(Errno(libc::EBUSY)) && since.elapsed() < REMOVAL {
-            return false;
+/// A child that a VM had until it exited.
+struct Leaving {
+    child: Arc<Child>,
+    /// The VM's.
+    serial: u64,
+    since: Instant,
+}
+
+impl Leaving {
+    /// Removes the child, unless another VM has it or that takes longer. Whether
+    /// there is no more to be done.
+    fn is_done(&self) -> bool {
+        let child = &self.child;
+        let mut state = match child.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // A request works on it, and other VMs' children do not wait for
+            // that.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        state.users.retain(|user| user.serial != self.serial);
+        if !state.users.is_empty() || state.is_over {
+            return true;
         }
+        if state.directory.is_some() {
+            // SAFETY: a C string, and numbers.
+            let removed = check(unsafe {
+                let name = child.name.as_ptr();
+                libc::unlinkat(child.base.get(), name, libc::AT_REMOVEDIR)
+            });
+            // The last threads leave it a little after the process's end; and
+            // others may be in it for ever.
+            if removed == Err(Errno(libc::EBUSY)) && self.since.elapsed() < REMOVAL {
+                return false;
+            }
+        }
+        state.is_over = true;
+        state.directory = None;
+        drop(state);
+        forget(child);
+        true
     }
-    state.is_over = true;
-    state.directory = None;
-    drop(state);
-    forget(child);
-    true
 }
 
 #[cfg(test)]
@@ -1263,6 +1255,47 @@ mod tests {
         assert_eq!(path_in(hybrid, ""), Some("/e"));
         assert_eq!(hierarchy_of("1:cpu:/a\n0::/e\n"), Some(("", "/e")));
         assert_eq!(hierarchy_of("1:cpu:/a\n"), None);
+    }
+
+    #[test]
+    fn a_thread_is_known_whatever_its_name_is() {
+        let start = |name: &CStr| {
+            // SAFETY: a C string, which the kernel reads; and no memory.
+            let tid = unsafe {
+                libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+                libc::gettid()
+            };
+            let path = CString::new(format!("/proc/self/task/{tid}")).expect("no NUL");
+            let thread = Thread(file::open(&path, libc::O_PATH).expect("own directory"));
+            assert!(!thread.is_exiting(), "{name:?} is there");
+            thread.start().expect("when it started")
+        };
+        let test = std::thread::spawn(move || [c"x", c"x) Z 1 (", c"\xff"].map(start));
+        let starts = test.join().expect("no panic");
+        assert!(starts.iter().all(|start| *start == starts[0]), "{starts:?}");
+    }
+
+    #[test]
+    fn a_child_that_a_request_works_on_is_left_later() {
+        let child = Arc::new(Child {
+            key: ((0, 0), CString::default()),
+            base: file::open(c"/", libc::O_PATH).expect("the root"),
+            name: CString::default(),
+            state: Mutex::default(),
+        });
+        let leaving = Arc::new(Leaving {
+            child: Arc::clone(&child),
+            serial: 1,
+            since: Instant::now(),
+        });
+        let request = lock(&child.state);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let watch = Arc::clone(&leaving);
+        std::thread::spawn(move || sender.send(watch.is_done()));
+        let is_done = receiver.recv_timeout(Duration::from_secs(60));
+        assert_eq!(is_done, Ok(false), "the watch goes on at once");
+        drop(request);
+        assert!(leaving.is_done(), "it is nobody's any more");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Who is at the other end of a connection, as the kernel says.
 
-use std::fs::{self, File};
+use std::fs::File;
 
 use libc::{c_int, pid_t};
 
@@ -141,12 +141,12 @@ impl Peer {
     /// What is read of a process by its number, while the pidfd says that it is
     /// that process's.
     fn process(pid: pid_t, pidfd: &Fd, hierarchy: &Hierarchy) -> Result<Peer, Unknown> {
-        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let cgroups = pidfd::read_lines(&format!("/proc/{pid}/cgroup"));
         let namespace = Namespace::of(pid).map_err(errno);
         if has_exited(pidfd).unwrap_or(true) {
             return Err(Unknown::Gone);
         }
-        let cgroups = cgroups.map_err(|error| Unknown::Failed("cgroup", errno(error)))?;
+        let cgroups = cgroups.map_err(|errnum| Unknown::Failed("cgroup", errnum))?;
         let cgroup = hierarchy
             .path_in(&cgroups)
             .ok_or_else(|| Unknown::NoCgroup(hierarchy.clone()))?
@@ -173,17 +173,25 @@ impl Peer {
         }
     }
 
-    /// The delegate's number for what is `id` to the peer, a thread of
-    /// `process`.
-    pub(crate) fn translate(&self, process: Pid, id: pid_t) -> Result<pid_t, Errno> {
-        let Some(namespace) = self.namespace.as_ref().map_err(|errnum| *errnum)? else {
-            return Ok(id);
-        };
-        match pidfd::translate(&namespace.file, id) {
-            Err(Errno(libc::ENOTTY | libc::EINVAL)) => {
-                pidfd::translate_by_proc(process, namespace.depth, id)
+    /// Tells the delegate's numbers for what are numbers to the peer, of
+    /// threads of `process`.
+    pub(crate) fn translator(&self, process: Pid) -> impl FnMut(pid_t) -> Result<pid_t, Errno> {
+        // Read at once: a file for each thread, for each number, is more than
+        // a request has time for.
+        let mut by_proc = None;
+        move |id| {
+            let Some(namespace) = self.namespace.as_ref().map_err(|errnum| *errnum)? else {
+                return Ok(id);
+            };
+            if by_proc.is_none() {
+                match pidfd::translate(&namespace.file, id) {
+                    Err(Errno(libc::ENOTTY | libc::EINVAL)) => {}
+                    translated => return translated,
+                }
+                by_proc = Some(pidfd::threads_by_number(process, namespace.depth)?);
             }
-            translated => translated,
+            let own = by_proc.as_ref().and_then(|threads| threads.get(&id));
+            own.copied().ok_or(Errno::ESRCH)
         }
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! What a pidfd says of its process or thread.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
@@ -10,7 +11,7 @@ use libc::c_int;
 use crate::errno::Errno;
 use crate::kernel::check;
 use crate::kernel::file::Fd;
-use crate::kernel::process::{Pid, pidfd_open};
+use crate::kernel::process::{Pid, for_each_thread, pidfd_open};
 
 /// What the kernel tells of a process or thread, by the delegate's numbers.
 #[derive(Clone, Copy, Debug)]
@@ -120,11 +121,11 @@ fn info_from_proc(pidfd: c_int) -> Result<Info, Errno> {
         let value = text.lines().find_map(|line| line.strip_prefix(name))?;
         value.split_whitespace().next()?.parse().ok()
     };
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}")).map_err(errno)?;
+    let text = read_lines(&format!("/proc/self/fdinfo/{pidfd}"))?;
     let pid = line(&text, "Pid:")
         .filter(|pid| *pid > 0)
         .ok_or(Errno::ESRCH)?;
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).map_err(errno)?;
+    let text = read_lines(&format!("/proc/{pid}/status"))?;
     let read = |name| line(&text, name).ok_or(Errno::EPROTO);
     Ok(Info {
         pid: pid as libc::pid_t,
@@ -134,12 +135,31 @@ fn info_from_proc(pidfd: c_int) -> Result<Info, Errno> {
     })
 }
 
+/// Reads a file of /proc: the lines that can be understood.
+pub(crate) fn read_lines(path: &str) -> Result<String, Errno> {
+    fs::read(path).map(utf8_lines).map_err(errno)
+}
+
+/// The lines that are UTF-8. Names of processes, cgroups and mount points need
+/// not be, and whoever gives one must not take the other lines away.
+pub(crate) fn utf8_lines(text: Vec<u8>) -> String {
+    String::from_utf8(text).unwrap_or_else(|error| {
+        let lines = error.as_bytes().split_inclusive(|byte| *byte == b'\n');
+        lines.filter_map(|line| str::from_utf8(line).ok()).collect()
+    })
+}
+
 /// The errno of a file of /proc; one of a process that is no more is not there.
 pub(crate) fn errno(error: std::io::Error) -> Errno {
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => Errno::ESRCH,
-        Some(errnum) => Errno(errnum),
-        None => Errno::EIO,
+    let errnum = error.raw_os_error().map_or(Errno::EIO, Errno);
+    no_more(errnum)
+}
+
+/// The same of an errno that is known.
+pub(crate) fn no_more(errnum: Errno) -> Errno {
+    match errnum.0 {
+        libc::ENOENT => Errno::ESRCH,
+        _ => errnum,
     }
 }
 
@@ -154,32 +174,47 @@ pub(crate) fn translate(namespace: &impl AsRawFd, id: libc::pid_t) -> Result<lib
         .map(|id| id as libc::pid_t)
 }
 
-/// The same before Linux 6.11, for a thread of `process`: the one that has that
-/// number in the namespace `depth` levels below ours.
-pub(crate) fn translate_by_proc(
+/// The same before Linux 6.11: the threads of `process`, by the numbers that
+/// they have in the namespace `depth` levels below ours.
+pub(crate) fn threads_by_number(
     process: Pid,
     depth: usize,
-    id: libc::pid_t,
-) -> Result<libc::pid_t, Errno> {
-    for thread in fs::read_dir(format!("/proc/{process}/task")).map_err(errno)? {
-        let Some(own) = thread
-            .ok()
-            .and_then(|thread| thread.file_name().to_str()?.parse().ok())
-        else {
-            continue;
-        };
-        if numbers(&format!("/proc/{process}/task/{own}/status"))?.get(depth) == Some(&id) {
-            return Ok(own);
+) -> Result<HashMap<libc::pid_t, libc::pid_t>, Errno> {
+    let mut threads = Vec::new();
+    for_each_thread(process, |tid| threads.push(tid)).map_err(no_more)?;
+    let mut by_number = HashMap::new();
+    for tid in threads {
+        match numbers(&format!("/proc/{process}/task/{tid}/status")) {
+            Ok(numbers) => by_number.extend(numbers.get(depth).map(|&number| (number, tid))),
+            // It has exited meanwhile.
+            Err(Errno::ESRCH) => {}
+            Err(errnum) => return Err(errnum),
         }
     }
-    Err(Errno::ESRCH)
+    Ok(by_number)
 }
 
 /// The numbers of a process or thread in its PID namespace and those above, the
 /// delegate's first.
 pub(crate) fn numbers(status: &str) -> Result<Vec<libc::pid_t>, Errno> {
-    let text = fs::read_to_string(status).map_err(errno)?;
+    let text = read_lines(status)?;
     let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let numbers = line.map(|line| line.split_whitespace().map(str::parse).collect());
     numbers.and_then(Result::ok).ok_or(Errno::EPROTO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_not_utf_8_takes_no_other_away() {
+        for (text, lines) in [
+            (&b"Name:\tx\nPid:\t1\n"[..], "Name:\tx\nPid:\t1\n"),
+            (b"Name:\t\xff\nPid:\t1\n", "Pid:\t1\n"),
+            (b"1:pids:/a\n0::/\xc3", "1:pids:/a\n"),
+        ] {
+            assert_eq!(utf8_lines(text.to_vec()), lines, "{}", text.escape_ascii());
+        }
+    }
 }
