@@ -459,6 +459,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "max = 4096",
+        "max = \"16 PiB\"\ngrant = \"8 PiB\"",
+        r#"19:1: rule "a": process-set-max-mem-lock.grant is "8 PiB": it must be at most max, which is 16 PiB, and the kernel is told unlimited for it"#,
+    ),
+    (
+        "max = 4096",
         "max = 4096\ngrant = \"8 KiB\"",
         r#"19:1: rule "a": process-set-max-mem-lock.grant is "8 KiB": it must be at most max, which is 4 KiB"#,
     ),
