@@ -209,6 +209,17 @@ impl<'a> CgroupAddThreads<'a> {
         ))
     }
 
+    /// Whether the threads that were moved, to wherever it was, are still the
+    /// process's.
+    fn read_owners(&self) -> Result<()> {
+        for (tid, result) in self.threads().filter(|(_, result)| result.get() == 0) {
+            if Task::new(self.pid, tid)?.owner() != Owner::Process {
+                result.set(GONE);
+            }
+        }
+        Ok(())
+    }
+
     /// Which threads the kernel has in the group; those that are not there
     /// must have exited.
     fn read_group(&self, group: &Group) -> Result<()> {
@@ -257,6 +268,11 @@ impl Operation for CgroupAddThreads<'_> {
         Ok(held)
     }
 
+    #[cfg(feature = "delegate")]
+    fn require_subject(&self) -> Result<()> {
+        self.check_threads()
+    }
+
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
         // SAFETY: the caller's word that it is a handler of this operation.
         let handler =
@@ -300,8 +316,9 @@ impl Operation for CgroupAddThreads<'_> {
                 ));
             }
         }
-        if let Some(group) = self.group()? {
-            self.read_group(group)?;
+        match self.group()? {
+            Some(group) => self.read_group(group)?,
+            None => self.read_owners()?,
         }
         self.require_results()
     }
