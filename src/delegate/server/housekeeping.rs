@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use libc::{c_int, pid_t};
 
 use super::cgroupfs;
+use super::cpuset::{self, hierarchy_of, parent, parse_list};
 use super::pidfd::errno;
 use super::serve::write_cpus;
 use super::threads::{self, Moved, Place, Process, Thread, is_gone, path_in, read_at};
@@ -76,19 +77,6 @@ fn list(map: &[u8]) -> String {
     text.trim_matches('"').to_owned()
 }
 
-/// The map of a list as the kernel writes it.
-fn parse_list(text: &str) -> Option<Vec<u8>> {
-    let mut map = Vec::new();
-    for range in text.trim().split(',').filter(|range| !range.is_empty()) {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        let length = map.len().max(last / 8 + 1);
-        map.resize(length, 0);
-        (first..=last).for_each(|cpu| map[cpu / 8] |= 1 << (cpu % 8));
-    }
-    Some(map)
-}
-
 /// The CPUs that are in both.
 fn common(one: &[u8], other: &[u8]) -> Vec<u8> {
     one.iter()
@@ -137,11 +125,7 @@ impl Directory {
 
     /// The CPUs that its threads can run on.
     fn effective_cpus(&self) -> Result<Vec<u8>, Errno> {
-        let name = match self.group.version() {
-            Version::V1 => c"cpuset.effective_cpus",
-            Version::V2 => c"cpuset.cpus.effective",
-        };
-        parse_list(&self.read(name)?).ok_or(Errno::EPROTO)
+        cpuset::effective_cpus(&self.group)
     }
 
     /// Whether one of the controllers that `name` lists is cpuset.
@@ -192,32 +176,6 @@ impl Directory {
 
 /// A filesystem and a number in it.
 type Identity = (u64, u64);
-
-/// The hierarchy that has cpuset, as a line of /proc/PID/cgroup names it, and
-/// the path in it. A controller is in one hierarchy only.
-fn hierarchy_of(cgroups: &str) -> Option<(&str, &str)> {
-    let lines = cgroups.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        rest.split_once(':')
-    });
-    let has_cpuset = |controllers: &str| controllers.split(',').any(|one| one == "cpuset");
-    let mut version_2 = None;
-    for (controllers, path) in lines {
-        match controllers {
-            "" => version_2 = Some((controllers, path)),
-            _ if has_cpuset(controllers) => return Some((controllers, path)),
-            _ => {}
-        }
-    }
-    version_2
-}
-
-fn parent(path: &str) -> &str {
-    match path.rsplit_once('/') {
-        Some(("", _)) | None => "/",
-        Some((parent, _)) => parent,
-    }
-}
 
 // --- A request -----------------------------------------------------------------
 
@@ -291,10 +249,7 @@ impl Plan {
                 "housekeeping needs the cpuset controller of cgroups, and there is none here",
             );
         };
-        let version = match controllers {
-            "" => Version::V2,
-            _ => Version::V1,
-        };
+        let version = cpuset::version_of(controllers);
         let open = |path: &str| -> Result<Directory, Errno> {
             Ok(Directory {
                 group: Group::of(cgroupfs::open(controllers, path)?, version),
@@ -1040,23 +995,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_cpus_are_read_as_the_kernel_writes_them() {
-        for (text, expected) in [
-            ("\n", &[][..]),
-            ("0\n", &[1]),
-            ("0-1,9\n", &[0b11, 0b10]),
-            ("7-8", &[0x80, 1]),
-        ] {
-            let map = parse_list(text).expect("a list");
-            assert_eq!(map, expected, "{text:?}");
-            assert_eq!(list(&map), text.trim(), "and back");
-        }
-        for text in ["x", "1-", "-1", "1;2"] {
-            assert_eq!(parse_list(text), None, "{text:?} is no list");
-        }
-    }
-
-    #[test]
     fn maps_of_different_lengths_are_compared_as_if_they_had_zeros() {
         assert!(is_within(&[0b01], &[0b11, 1]));
         assert!(is_within(&[0b01, 0, 0], &[0b11]));
@@ -1064,22 +1002,5 @@ mod tests {
         assert!(!is_within(&[0b100], &[0b11]));
         assert_eq!(common(&[0b110, 1], &[0b011]), [0b010]);
         assert!(is_empty(&common(&[0, 1], &[1])));
-    }
-
-    #[test]
-    fn the_hierarchy_is_the_one_that_has_cpuset() {
-        let hybrid = "3:cpu,cpuacct:/a\n2:cpuset,misc:/b:c\n1:name=systemd:/d\n0::/e\n";
-        assert_eq!(hierarchy_of(hybrid), Some(("cpuset,misc", "/b:c")));
-        assert_eq!(path_in(hybrid, "cpuset,misc"), Some("/b:c"));
-        assert_eq!(path_in(hybrid, ""), Some("/e"));
-        assert_eq!(hierarchy_of("1:cpu:/a\n0::/e\n"), Some(("", "/e")));
-        assert_eq!(hierarchy_of("1:cpu:/a\n"), None);
-    }
-
-    #[test]
-    fn a_cgroup_below_the_root_has_the_root_as_parent() {
-        assert_eq!(parent("/a/b"), "/a");
-        assert_eq!(parent("/a"), "/");
-        assert_eq!(parent("/"), "/");
     }
 }
