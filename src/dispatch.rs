@@ -57,6 +57,13 @@ pub(crate) trait Operation: fmt::Display {
     /// that process's.
     fn hold(&self, known: Option<Known>) -> Result<Held>;
 
+    /// Checks what a request names by numbers alone, which no descriptor that
+    /// came with it is of.
+    #[cfg(feature = "delegate")]
+    fn require_subject(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Calls a handler.
     ///
     /// # Safety
@@ -135,6 +142,24 @@ pub(crate) enum Direct {
     Forbidden,
 }
 
+/// Whether a delegate's process has handlers.
+#[cfg(feature = "delegate")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handlers {
+    None,
+    Set,
+}
+
+#[cfg(feature = "delegate")]
+impl Handlers {
+    pub(crate) fn of(kind: &Kind) -> Handlers {
+        match kind.registry.is_empty() {
+            true => Handlers::None,
+            false => Handlers::Set,
+        }
+    }
+}
+
 /// What handlers and delegates are set for that are for every connection.
 pub(crate) const EVERY_CONNECTION: Key = 0;
 
@@ -208,32 +233,52 @@ fn with_chain<O, T>(
 }
 
 /// Has `operation` done as a delegate, to what `held` is of: by a handler of
-/// this process, else by the kernel. What the kernel has then is read in any
-/// case.
+/// this process if it is to be asked, else by the kernel. What the kernel has
+/// then is read in any case.
 #[cfg(feature = "delegate")]
 pub(crate) fn serve(
     kind: &'static Kind,
     operation: &impl Operation,
     held: &Held,
+    handlers: Handlers,
 ) -> Result<Outcome> {
-    let done = match kind.registry.is_empty() {
-        true => Ok(Outcome::NotHandled),
-        false => {
-            let page = crate::fork::page()?;
-            with_chain(page, kind, operation, Some(held), |chain| {
-                chain.ask_handlers(&[EVERY_CONNECTION], &mut None, &mut false)
-            })
-        }
+    let asked = match handlers {
+        Handlers::None => Ok(Outcome::NotHandled),
+        Handlers::Set => ask_own_handlers(kind, operation, held),
     };
-    let done = done.and_then(|outcome| {
-        if outcome == Outcome::NotHandled && operation.act()? == Outcome::NotHandled {
-            return Ok(Outcome::NotHandled);
+    let done = asked.and_then(|outcome| {
+        if outcome == Outcome::NotHandled {
+            operation.require_subject()?;
+            if operation.act()? == Outcome::NotHandled {
+                return Ok(Outcome::NotHandled);
+            }
         }
         let read_back = operation.read_back();
         held.require_still().inspect_err(|_| operation.undo())?;
         read_back.map(|()| Outcome::Done)
     });
     done.inspect_err(|error| operation.failed(error.errnum))
+}
+
+/// Asks the handlers of a delegate's process. They are not given what nobody
+/// has looked at: a peer's library may not have.
+#[cfg(feature = "delegate")]
+fn ask_own_handlers(
+    kind: &'static Kind,
+    operation: &impl Operation,
+    held: &Held,
+) -> Result<Outcome> {
+    held.require_still()?;
+    operation.require_subject()?;
+    let page = crate::fork::page()?;
+    let outcome = with_chain(page, kind, operation, Some(held), |chain| {
+        chain.ask_handlers(&[EVERY_CONNECTION], &mut None, &mut false)
+    })?;
+    if outcome == Outcome::NotHandled {
+        // Time has passed in handlers that did nothing.
+        held.require_still()?;
+    }
+    Ok(outcome)
 }
 
 /// Ends the process if a handler was left by longjmp(): it counts as running

@@ -115,6 +115,16 @@ impl Group {
         self.directory.get()
     }
 
+    #[cfg(feature = "delegate")]
+    pub(crate) fn directory(&self) -> &Fd {
+        &self.directory
+    }
+
+    #[cfg(feature = "delegate")]
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
     /// The file that takes, and lists, single threads.
     fn threads_file(&self) -> &'static CStr {
         match self.version {

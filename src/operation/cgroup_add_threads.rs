@@ -61,6 +61,9 @@ pub(crate) struct CgroupAddThreads<'a> {
     /// In a delegate: what is done where the peer sent no cgroup.
     #[cfg(feature = "delegate")]
     housekeeping: Option<served::Kept>,
+    /// In a delegate: how many of others' threads were moved, and moved back.
+    #[cfg(feature = "delegate")]
+    strays: Cell<usize>,
 }
 
 impl<'a> CgroupAddThreads<'a> {
@@ -97,6 +100,8 @@ impl<'a> CgroupAddThreads<'a> {
             received: None,
             #[cfg(feature = "delegate")]
             housekeeping: None,
+            #[cfg(feature = "delegate")]
+            strays: Cell::new(0),
         })
     }
 
@@ -209,8 +214,19 @@ impl<'a> CgroupAddThreads<'a> {
         ))
     }
 
-    /// Which threads the kernel has in the group; those that are not there
-    /// must have exited.
+    /// Whether the threads that were moved, to wherever it was, are still the
+    /// process's.
+    fn read_owners(&self) -> Result<()> {
+        for (tid, result) in self.threads().filter(|(_, result)| result.get() == 0) {
+            if Task::new(self.pid, tid)?.owner() != Owner::Process {
+                result.set(GONE);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the process's threads the kernel has in the group; those that
+    /// are not there must have exited.
     fn read_group(&self, group: &Group) -> Result<()> {
         let mut found = [false; THREADS_MAX];
         let mut find = |member| {
@@ -227,14 +243,16 @@ impl<'a> CgroupAddThreads<'a> {
                 continue;
             }
             let task = Task::new(self.pid, tid)?;
-            if found {
-                result.set(0);
-            } else if task.owner() != Owner::Process || task.is_zombie() {
-                result.set(GONE);
-            } else {
-                result.set(-Errno::EREMOTEIO.0);
-                elsewhere = Some(tid);
-            }
+            result.set(match (task.owner(), found) {
+                // Whoever is there with that number is another.
+                (Owner::Other | Owner::Nobody, _) => GONE,
+                (Owner::Process, true) => 0,
+                (Owner::Process, false) if task.is_zombie() => GONE,
+                (Owner::Process, false) => {
+                    elsewhere = Some(tid);
+                    -Errno::EREMOTEIO.0
+                }
+            });
         }
         match elsewhere {
             None => Ok(()),
@@ -255,6 +273,11 @@ impl Operation for CgroupAddThreads<'_> {
         let held = Held::process(self.pid, known)?;
         self.check_threads()?;
         Ok(held)
+    }
+
+    #[cfg(feature = "delegate")]
+    fn require_subject(&self) -> Result<()> {
+        self.check_threads()
     }
 
     unsafe fn invoke(&self, handler: Code, opaque: *mut c_void) -> c_int {
@@ -300,8 +323,9 @@ impl Operation for CgroupAddThreads<'_> {
                 ));
             }
         }
-        if let Some(group) = self.group()? {
-            self.read_group(group)?;
+        match self.group()? {
+            Some(group) => self.read_group(group)?,
+            None => self.read_owners()?,
         }
         self.require_results()
     }
@@ -333,8 +357,8 @@ impl Operation for CgroupAddThreads<'_> {
 
     #[cfg(feature = "delegate")]
     fn act(&self) -> Result<Outcome> {
-        match (self.group()?, &self.housekeeping) {
-            (Some(_), _) => self.direct().map(|()| Outcome::Done),
+        match (&self.reached, &self.housekeeping) {
+            (Some(reached), _) => self.move_held(reached).map(|()| Outcome::Done),
             (None, Some(kept)) => self.keep_house(kept).map(|()| Outcome::Done),
             (None, None) => Ok(Outcome::NotHandled),
         }
@@ -382,6 +406,7 @@ mod served {
     use crate::delegate::server::connection::{Done, Job};
     use crate::delegate::server::housekeeping::{self, Failure, Plan, ScopeKey, Which};
     use crate::delegate::server::serve::{Asked, Read, Serve, Subject, read_cpus, write_cpus};
+    use crate::delegate::server::threads::{self, Place, Process};
     use crate::delegate::wire::{Malformed, Reader};
     use crate::operation::Allowed;
     use core::fmt::{self, Write};
@@ -526,8 +551,41 @@ mod served {
             }
         }
 
+        /// Moves one thread after the other, so that nobody stays moved who got
+        /// the number of one of them.
+        pub(super) fn move_held(&self, reached: &Reached) -> Result<()> {
+            let failed = |errnum| match errnum {
+                Errno::ESRCH => Error::no_process(format_args!(
+                    "cannot {self}: the process went away meanwhile"
+                )),
+                _ => cannot(self, errnum),
+            };
+            let place = Place::new(&reached.group, &reached.path, &reached.controllers);
+            let place = place.map_err(failed)?;
+            let process = Process::hold(self.pid, self.received.unwrap_or(-1)).map_err(failed)?;
+            let done = self.move_each(&process, &place, &reached.group);
+            self.strays.set(process.strays());
+            done?;
+            self.require_results()
+        }
+
+        fn move_each(&self, process: &Process, place: &Place<'_>, group: &Group) -> Result<()> {
+            for (tid, result) in self.threads().filter(|(_, result)| result.get() == 0) {
+                let moved = process.move_thread(tid, place);
+                if moved == Err(Errno::EOPNOTSUPP) {
+                    self.move_process(group)?;
+                    if process.is_gone() {
+                        let returned = process.return_stray(self.pid.get(), place);
+                        return returned.map_err(|errnum| cannot(self, errnum));
+                    }
+                    return Ok(());
+                }
+                result.set(threads::result_of(moved));
+            }
+            Ok(())
+        }
+
         pub(super) fn keep_house(&self, kept: &Kept) -> Result<()> {
-            self.check_threads()?;
             let asked_for = self.cpumap.as_ref().map(CpuMap::bytes);
             let cpus = match (&kept.cpus, asked_for) {
                 (Some(cpus), _) => housekeeping::Cpus::Fixed(cpus),
@@ -540,8 +598,9 @@ mod served {
                 errnum => Error::failed(errnum, format_args!("cannot {self}: {text}")),
             };
             let plan = kept.plan.as_ref().map_err(failed)?;
-            plan.carry_out(&kept.scope, self.which(), &cpus, &named)
-                .map_err(|failure| failed(&failure))?;
+            let kept = plan.carry_out(&kept.scope, self.which(), &cpus, &named);
+            self.strays.set(plan.strays());
+            kept.map_err(|failure| failed(&failure))?;
             self.require_results()
         }
     }
@@ -634,31 +693,46 @@ mod served {
         /// How many of the threads are in the cgroup; of housekeeping which
         /// that is, and its CPUs.
         fn before(&self, json: &mut String) -> fmt::Result {
-            if let Some(Kept { plan: Ok(plan), .. }) = &self.housekeeping {
-                let (path, found) = plan.state(self.tids);
-                json.push_str("{\"cgroup\":");
-                write_string(json, &path)?;
-                if let Some((cpus, there)) = found {
-                    json.push_str(",\"cpus\":");
-                    write_cpus(json, &cpus)?;
-                    write!(json, ",\"there\":{there}")?;
+            self.write_state(json, 0)
+        }
+
+        /// Besides that how many others were moved in error.
+        fn after(&self, json: &mut String) -> fmt::Result {
+            self.write_state(json, self.strays.get())
+        }
+    }
+
+    impl CgroupAddThreads<'_> {
+        fn write_state(&self, json: &mut String, strays: usize) -> fmt::Result {
+            match (&self.housekeeping, &self.reached) {
+                (Some(Kept { plan: Ok(plan), .. }), _) => {
+                    let (path, found) = plan.state(self.tids);
+                    json.push_str("{\"cgroup\":");
+                    write_string(json, &path)?;
+                    if let Some((cpus, there)) = found {
+                        json.push_str(",\"cpus\":");
+                        write_cpus(json, &cpus)?;
+                        write!(json, ",\"there\":{there}")?;
+                    }
                 }
-                json.push('}');
-                return Ok(());
+                (_, Some(reached)) => {
+                    let mut sorted = self.tids.to_vec();
+                    sorted.sort_unstable();
+                    let mut there = 0;
+                    let counted = reached.group.for_each_thread(|tid| {
+                        there += usize::from(sorted.binary_search(&tid).is_ok());
+                    });
+                    if counted.is_err() {
+                        return json.write_str("null");
+                    }
+                    write!(json, "{{\"there\":{there}")?;
+                }
+                _ => return json.write_str("null"),
             }
-            let Some(reached) = &self.reached else {
-                return json.write_str("null");
-            };
-            let mut sorted = self.tids.to_vec();
-            sorted.sort_unstable();
-            let mut there = 0;
-            let counted = reached.group.for_each_thread(|tid| {
-                there += usize::from(sorted.binary_search(&tid).is_ok());
-            });
-            match counted {
-                Ok(()) => write!(json, "{{\"there\":{there}}}"),
-                Err(_) => json.write_str("null"),
+            if strays > 0 {
+                write!(json, ",\"strays\":{strays}")?;
             }
+            json.write_char('}')
         }
     }
 

@@ -167,7 +167,7 @@ impl<L: Settable> fmt::Display for SetLimit<L> {
 #[cfg(feature = "delegate")]
 use served::Seen;
 #[cfg(feature = "delegate")]
-pub(crate) use served::{Bounds, Served, at_most};
+pub(crate) use served::{Amount, Bounds, Served, at_most};
 
 /// What a delegate does with a request to set a limit.
 #[cfg(feature = "delegate")]
@@ -217,7 +217,17 @@ mod served {
         pub grant: Option<V>,
     }
 
-    impl<V: Copy + Ord + fmt::Display> Bounds<V> {
+    /// A figure of a policy's.
+    pub trait Amount: Copy + Ord + fmt::Display {
+        /// What the kernel is told where that is granted.
+        fn as_told(self) -> Self {
+            self
+        }
+    }
+
+    impl Amount for u32 {}
+
+    impl<V: Amount> Bounds<V> {
         /// What is granted to who asks for so much.
         pub(crate) fn permit(&self, asked: V) -> core::result::Result<V, String> {
             at_most(self.max, asked)?;
@@ -236,15 +246,17 @@ mod served {
         }
     }
 
-    impl<V: Ord + fmt::Display> policy::Bounds for Bounds<V> {
+    impl<V: Amount> policy::Bounds for Bounds<V> {
         fn check(&self) -> core::result::Result<(), Contradiction> {
-            match &self.grant {
-                Some(grant) if *grant > self.max => Err(Contradiction::new(
-                    "grant",
-                    std::format!("it must be at most max, which is {}", self.max),
-                )),
-                _ => Ok(()),
+            let Bounds { max, grant } = *self;
+            let Some(told) = grant.map(V::as_told).filter(|told| *told > max) else {
+                return Ok(());
+            };
+            let mut text = std::format!("it must be at most max, which is {max}");
+            if Some(told) != grant {
+                text += &std::format!(", and the kernel is told {told} for it");
             }
+            Err(Contradiction::new("grant", text))
         }
     }
 

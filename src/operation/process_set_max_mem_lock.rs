@@ -67,10 +67,17 @@ mod served {
     use crate::delegate::policy::Size;
     use crate::delegate::server::connection::{Done, Job};
     use crate::operation::Allowed;
-    use crate::operation::limit::{self, Served};
+    use crate::operation::limit::{self, Amount, Served};
 
     /// What a policy's rule allows of it.
     pub type Bounds = limit::Bounds<Size>;
+
+    /// What is beyond libvirt's unlimited is unlimited.
+    impl Amount for Size {
+        fn as_told(self) -> Size {
+            Size(MemLock::limit(self.0))
+        }
+    }
 
     impl Served for MemLock {
         type Bounds = Bounds;
@@ -82,8 +89,7 @@ mod served {
         }
 
         fn permit(bytes: c_ulonglong, bounds: &Bounds) -> Result<c_ulonglong, String> {
-            // What is beyond libvirt's unlimited is unlimited.
-            let asked = Size(Self::limit(bytes));
+            let asked = Size(bytes).as_told();
             match bounds.permit(asked)? {
                 granted if granted > asked => Ok(granted.0),
                 _ => Ok(bytes),

@@ -97,6 +97,7 @@ mod served {
     use super::*;
     use crate::delegate::policy::{self, Contradiction, Cpus, Denied, not_empty, priority};
     use crate::delegate::server::connection::{Done, Job};
+    use crate::delegate::server::cpuset;
     use crate::delegate::server::serve::{Asked, Read, Serve, Subject};
     use crate::delegate::wire::{Malformed, Reader};
     use crate::kernel::affinity;
@@ -117,6 +118,19 @@ mod served {
         /// FIFO and RR only for threads that run on none but these CPUs; needed
         /// when one of them is allowed.
         pub cpus: Option<Cpus>,
+        /// What is to keep them there.
+        pub cpus_by: Option<CpusBy>,
+    }
+
+    /// What keeps a thread on CPUs.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum CpusBy {
+        /// Its cpuset: it cannot leave it, and what it makes is in it, too.
+        #[default]
+        Cpuset,
+        /// Its affinity, which it can change itself afterwards.
+        Affinity,
     }
 
     impl policy::Bounds for Bounds {
@@ -139,7 +153,13 @@ mod served {
                 };
                 return Err(Contradiction::new(field, text));
             }
-            Ok(())
+            match (realtime, self.cpus_by) {
+                (false, Some(_)) => Err(Contradiction::new(
+                    "cpus-by",
+                    "it means nothing without fifo or rr among the policies",
+                )),
+                _ => Ok(()),
+            }
         }
     }
 
@@ -154,10 +174,14 @@ mod served {
             if let Some(priority) = self.max_priority {
                 write!(f, "; fifo and rr with priority 1 to {priority}")?;
             }
-            match &self.cpus {
-                Some(cpus) => write!(f, " and only for threads on CPUs {cpus}"),
-                None => Ok(()),
-            }
+            let Some(cpus) = &self.cpus else {
+                return Ok(());
+            };
+            let by = match self.cpus_by.unwrap_or_default() {
+                CpusBy::Cpuset => "whose cpuset is",
+                CpusBy::Affinity => "whose affinity is",
+            };
+            write!(f, " and only for threads {by} within CPUs {cpus}")
         }
     }
 
@@ -210,16 +234,26 @@ mod served {
             if priority > i32::from(most) {
                 return asked.beyond(std::format!("priority {priority} is above {most}"));
             }
-            match affinity::get(self.task.tid()) {
-                Ok(map) => match cpus.first_outside(&map) {
-                    None => Ok(()),
-                    Some(cpu) => asked.beyond(std::format!(
-                        "the thread may run on CPU {cpu}, and with {} only on {cpus}",
-                        name(policy)
-                    )),
-                },
-                Err(errnum) => asked.beyond(std::format!(
-                    "it cannot be told on which CPUs the thread may run: {errnum}"
+            let (what, found) = match bounds.cpus_by.unwrap_or_default() {
+                CpusBy::Cpuset => ("cpuset", cpuset::of_task(self.task)),
+                CpusBy::Affinity => ("affinity", affinity::get(self.task.tid())),
+            };
+            let outside = match &found {
+                Ok(map) => cpus.first_outside(map),
+                Err(Errno::EOPNOTSUPP) => {
+                    return asked.beyond("there is no cpuset controller that keeps the thread");
+                }
+                Err(errnum) => {
+                    return asked.beyond(std::format!(
+                        "it cannot be told which CPUs the thread's {what} has: {errnum}"
+                    ));
+                }
+            };
+            match outside {
+                None => Ok(()),
+                Some(cpu) => asked.beyond(std::format!(
+                    "the thread's {what} has CPU {cpu}, and with {} it may have {cpus} only",
+                    name(policy)
                 )),
             }
         }

@@ -2,6 +2,7 @@
 /* A program that is a delegate. What it leaves open is the runner's business:
  * each test frees its delegate, and then no descriptor and no thread is left. */
 #define _GNU_SOURCE
+#include "delegate.h"
 #include "support.h"
 
 #include <libvirt/libvirt-internal-delegate.h>
@@ -288,7 +289,7 @@ try_to_connect(int fd, const char *name)
 
 /* A connection that only waits. */
 static int
-connect_to(const char *name)
+open_connection(const char *name)
 {
     int fd = must(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
 
@@ -410,6 +411,154 @@ SERVE_TEST(own_handlers_are_asked_first)
     subject_end(&subject);
 }
 
+/* A peer that is no library: nothing but the delegate checks what it asks. */
+static void
+send_message(int fd, uint32_t operation, uint32_t version, const void *body,
+             uint32_t size, int descriptor)
+{
+    WireHeader header = { WIRE_MAGIC, WIRE_PROTOCOL, operation, version, size,
+                          0, 1 };
+    struct iovec parts[] = { { &header, sizeof(header) },
+                             { (void *) body, size } };
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+    struct msghdr message = { .msg_iov = parts, .msg_iovlen = 2 };
+
+    if (descriptor >= 0) {
+        memcpy(CMSG_DATA(&control.header), &descriptor, sizeof(descriptor));
+        message.msg_control = &control;
+        message.msg_controllen = sizeof(control);
+    }
+    must(sendmsg(fd, &message, 0));
+}
+
+static void
+receive_message(int fd, void *body, size_t size)
+{
+    unsigned char message[sizeof(WireHeader) + 4096];
+    ssize_t got = must(recv(fd, message, sizeof(message), 0));
+
+    expect_true(got >= (ssize_t) (sizeof(WireHeader) + size));
+    memcpy(body, message + sizeof(WireHeader), size);
+}
+
+static int
+connect_raw(const char *name)
+{
+    uint32_t hello[2] = { 0, 0 };
+    int fd = open_connection(name);
+
+    send_message(fd, WIRE_HELLO, 0, hello, sizeof(hello), -1);
+    receive_message(fd, hello, sizeof(hello));
+    return fd;
+}
+
+/* A thread of a process, as its peer says, is to be moved: to no cgroup that
+ * anybody names. */
+typedef struct {
+    WireAnswer answer;
+    int32_t result;
+} Moved;
+
+static Moved
+move_raw(int fd, pid_t pid, pid_t tid)
+{
+    struct {
+        int32_t role;
+        uint32_t count, has_ids, has_group, map_length;
+        int32_t tid;
+    } body = { .count = 1, .tid = tid };
+    int pidfd = pidfd_of(pid);
+    Moved moved;
+
+    send_message(fd, VIR_INTERNAL_OP_CGROUP_ADD_THREADS, 1, &body,
+                 sizeof(body), pidfd);
+    close(pidfd);
+    receive_message(fd, &moved, sizeof(moved));
+    return moved;
+}
+
+static void
+write_policy_of_threads(void)
+{
+    write_policy(text("[[rule]]\n"
+                      "name = \"threads\"\n"
+                      "peer = { uid = %u }\n"
+                      "target = { cgroup = \"/\", uid = %u }\n"
+                      "cgroup-add-threads = { roles = [\"vcpu\"] }\n",
+                      getuid(), getuid()));
+}
+
+SERVE_TEST(no_handler_is_given_another_processs_thread)
+{
+    Script script = { .returns = VIR_INTERNAL_HANDLED };
+    Subject subject = subject_start(2);
+    Subject other = subject_start(2);
+    virInternalDelegatePtr delegate;
+    Running running;
+    Moved moved;
+    int fd;
+
+    write_policy_of_threads();
+    delegate = new_delegate();
+    expect_success(virInternalDelegateListen(delegate, address_of("socket"),
+                                             NULL, 0));
+    running = run_in_thread(delegate);
+    set(&operations[6], NULL, &script, 0);
+    fd = connect_raw("socket");
+    for (size_t i = 0; i < 2; i++) {
+        moved = move_raw(fd, subject.pid, other.tids[i]);
+        expect_eq_int(script.calls, 0);
+        expect_eq_int(moved.answer.verdict, WIRE_FAILED);
+        expect_eq_int(moved.answer.code, VIR_INTERNAL_ERR_INVALID_ARG);
+        expect_eq_int(moved.answer.errnum, EINVAL);
+    }
+    moved = move_raw(fd, subject.pid, subject.tids[1]);
+    expect_eq_int(script.calls, 1);
+    expect_eq_int(moved.answer.verdict, WIRE_HANDLED);
+    expect_eq_int(moved.result, 0);
+    close(fd);
+    unset(&operations[6], NULL);
+    stop_and_free(&running);
+    subject_end(&other);
+    subject_end(&subject);
+}
+
+static int
+end_thread(Script *script)
+{
+    subject_end_thread(script->data, 1);
+    return VIR_INTERNAL_HANDLED;
+}
+
+SERVE_TEST(a_thread_that_exits_while_a_handler_runs_is_not_called_moved)
+{
+    Subject subject = subject_start(2);
+    Script script = { .answer = end_thread, .data = &subject };
+    virInternalDelegatePtr delegate;
+    Running running;
+    Moved moved;
+    int fd;
+
+    write_policy_of_threads();
+    delegate = new_delegate();
+    expect_success(virInternalDelegateListen(delegate, address_of("socket"),
+                                             NULL, 0));
+    running = run_in_thread(delegate);
+    set(&operations[6], NULL, &script, 0);
+    fd = connect_raw("socket");
+    moved = move_raw(fd, subject.pid, subject.tids[1]);
+    expect_eq_int(script.calls, 1);
+    expect_eq_int(moved.answer.verdict, WIRE_HANDLED);
+    expect_eq_int(moved.result, -ESRCH);
+    close(fd);
+    unset(&operations[6], NULL);
+    stop_and_free(&running);
+    subject_end(&subject);
+}
+
 SERVE_TEST(listeners_come_and_go_with_their_labels)
 {
     Client refused = client_start(is_refused);
@@ -433,9 +582,9 @@ SERVE_TEST(listeners_come_and_go_with_their_labels)
     expect_success(virInternalDelegateListen(delegate, second, "vm-2", 0));
     client_passes(&served, wish(second, subject.pid, 65536));
 
-    idle[0] = connect_to("first");
-    idle[1] = connect_to("first");
-    idle[2] = connect_to("second");
+    idle[0] = open_connection("first");
+    idle[1] = open_connection("first");
+    idle[2] = open_connection("second");
     expect_success(virInternalDelegateStopListening(delegate, first));
     expect_eq_int(access(in_directory("first"), F_OK), -1);
     client_passes(&late, wish(first, subject.pid, 65536));
@@ -461,7 +610,7 @@ SERVE_TEST(an_address_can_be_listened_on_again_at_once)
     expect_success(virInternalDelegateListen(delegate, address, NULL, 0));
     running = run_in_thread(delegate);
     for (int i = 0; i < 200; i++) {
-        int idle = connect_to("socket");
+        int idle = open_connection("socket");
 
         expect_success(virInternalDelegateStopListening(delegate, address));
         expect_success(virInternalDelegateListen(delegate, address, NULL, 0));
@@ -494,10 +643,10 @@ SERVE_TEST(a_socket_that_listens_already_stays_the_callers)
 
     /* It can be taken back, and given again. */
     expect_success(virInternalDelegateStopListening(delegate, address));
-    close(connect_to("socket"));
+    close(open_connection("socket"));
     expect_success(virInternalDelegateListen(delegate, address, NULL, 0));
     stop_and_free(&running);
-    close(connect_to("socket"));
+    close(open_connection("socket"));
     close(fd);
     subject_end(&subject);
 }
@@ -752,7 +901,7 @@ SERVE_TEST(a_stopped_delegate_serves_nobody_any_more)
     delegate = new_delegate();
     expect_success(virInternalDelegateListen(delegate, address_of("socket"),
                                              NULL, 0));
-    idle = connect_to("socket");
+    idle = open_connection("socket");
     expect_eq_int(virInternalDelegateStop(delegate), 0);
     expect_success(virInternalDelegateRun(delegate));
     expect_ended(idle);
@@ -813,7 +962,7 @@ SERVE_TEST(a_thread_that_runs_it_is_not_cancelled_before_it_stops)
                                              NULL, 0));
     expect_eq_int(pthread_create(&thread, NULL, run_and_tell, delegate), 0);
     /* It is in there when it has accepted somebody and served the next. */
-    close(connect_to("socket"));
+    close(open_connection("socket"));
     while (true) {
         char *metrics = virInternalDelegateGetMetrics(delegate);
         bool accepted = strstr(metrics, "connections_total 1\n");

@@ -16,7 +16,7 @@ process-set-max-mem-lock = { max = 65536 }
 process-set-max-processes = { max = 100 }
 process-set-max-files = { max = 64 }
 process-set-max-core-size = { max = 4096 }
-process-set-scheduler = { policies = ["other", "batch", "idle", "fifo"], max-priority = 10, cpus = "0" }
+process-set-scheduler = { policies = ["other", "batch", "idle", "fifo"], max-priority = 10, cpus = "0", cpus-by = "affinity" }
 process-set-affinity = { cpus = "0" }
 cgroup-add-threads = { roles = ["vcpu", "emulator"] }
 """

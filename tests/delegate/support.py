@@ -146,6 +146,25 @@ class Bed:
                 self.cgroups.append(directory)
         return directory
 
+    def cpuset(self, cpus):
+        """Makes a cgroup whose threads have these CPUs only, in whichever
+        version has the controller; None if neither has."""
+        top = self._mount_point("cgroup", "cpuset")
+        if top is not None:
+            group = top / self.name
+            group.mkdir()
+            self.cgroups.append(group)
+            (group / "cpuset.mems").write_text(
+                (top / "cpuset.mems").read_text())
+        elif "cpuset" in (self.v2 / "cgroup.controllers").read_text().split():
+            group = self.cgroup("cpuset")
+            for parent in (self.v2, group.parent):
+                (parent / "cgroup.subtree_control").write_text("+cpuset")
+        else:
+            return None
+        (group / "cpuset.cpus").write_text(cpus)
+        return group
+
     def cgroup_path(self, path):
         """What the kernel calls it."""
         return f"/{self.name}/{path.strip('/')}"

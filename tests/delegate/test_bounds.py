@@ -6,7 +6,7 @@ import os
 import stage
 import support
 import wire
-from support import Qemu, as_peer, expect, test
+from support import Delegate, Qemu, Skipped, as_peer, expect, test
 from wire import Connection
 
 REFUSED = ["refused", support.errno.EPERM]
@@ -72,6 +72,42 @@ def _scheduler(outside, path):
 @test
 def a_policy_a_priority_or_a_cpu_beyond_the_bounds_is_refused():
     as_peer(_scheduler, stage.main.socket, cgroup=stage.cgroup("root"))
+
+
+def _cpuset(outside, path, group):
+    with Connection(path) as connection, Qemu(1, cgroup=group) as kept, \
+            Qemu(1) as free:
+        def ask(qemu):
+            tid = qemu.tids[0]
+            os.sched_setaffinity(tid, {0})
+            answer = connection.ask(
+                wire.SCHEDULER, wire.scheduler(3, 10, tid),
+                [qemu.pidfd, qemu.thread_pidfd()])
+            return [answer.verdict, answer.errnum]
+        expect(ask(kept), ["handled", 0], "FIFO in a cpuset")
+        expect(support.schedule(kept.tids[0]), [os.SCHED_FIFO, 10],
+               "scheduler of the thread in it")
+        if os.cpu_count() > 1:
+            # It stays in it, whatever it does.
+            os.sched_setaffinity(kept.tids[0], {0, 1})
+            expect(os.sched_getaffinity(kept.tids[0]), {0}, "its affinity")
+            expect(ask(free), REFUSED, "FIFO with an affinity only")
+            expect(support.schedule(free.tids[0]), [os.SCHED_OTHER, 0],
+                   "scheduler of the thread outside")
+
+
+@test
+def a_realtime_thread_must_be_kept_by_its_cpuset_on_the_cpus_of_its_rule():
+    group = support.bed.cpuset("0")
+    if group is None:
+        raise Skipped("there is no cpuset controller")
+    target = f'cgroup = "/{support.bed.name}", uid = 0'
+    policy = "version = 1\n" + stage.rule("realtime", 0, "root", """
+process-set-scheduler = { policies = ["fifo"], max-priority = 10, cpus = "0" }
+""", target=target)
+    with Delegate(policy) as delegate:
+        as_peer(_cpuset, delegate.socket, str(group),
+                cgroup=stage.cgroup("root"))
 
 
 def _affinity(outside, path):

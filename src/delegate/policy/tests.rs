@@ -459,6 +459,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "max = 4096",
+        "max = \"16 PiB\"\ngrant = \"8 PiB\"",
+        r#"19:1: rule "a": process-set-max-mem-lock.grant is "8 PiB": it must be at most max, which is 16 PiB, and the kernel is told unlimited for it"#,
+    ),
+    (
+        "max = 4096",
         "max = 4096\ngrant = \"8 KiB\"",
         r#"19:1: rule "a": process-set-max-mem-lock.grant is "8 KiB": it must be at most max, which is 4 KiB"#,
     ),
@@ -510,12 +515,22 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "max-priority",
         "max_priority",
-        r#"23:1: rule "a": process-set-scheduler.max_priority is not known: the fields here are policies, max-priority, cpus"#,
+        r#"23:1: rule "a": process-set-scheduler.max_priority is not known: the fields here are policies, max-priority, cpus, cpus-by"#,
     ),
     (
         "cpus = \"2-7\"\n",
         "",
         r#"21:7: rule "a": process-set-scheduler.cpus is missing: fifo and rr need it: where such threads may run"#,
+    ),
+    (
+        "cpus = \"2-7\"",
+        "cpus = \"2-7\"\ncpus-by = \"taskset\"",
+        r#"25:1: rule "a": process-set-scheduler.cpus-by is "taskset": it must be one of cpuset, affinity"#,
+    ),
+    (
+        "policies = [\"fifo\", \"batch\"]\nmax-priority = 10\ncpus = \"2-7\"",
+        "policies = [\"batch\"]\ncpus-by = \"cpuset\"",
+        r#"23:1: rule "a": process-set-scheduler.cpus-by is "cpuset": it means nothing without fifo or rr among the policies"#,
     ),
     (
         r#""fifo", "#,
@@ -1275,7 +1290,7 @@ fn the_example_is_explained() {
         r#"peer: uid 107, gid 36 in /kubepods.slice/pod1 with label "vm-1"
 operation: process-set-scheduler
 quota of cgroup /kubepods.slice/pod1: 64 connections and 8 operations at a time, 2000 operations in a second
-rule "virt-launcher" permits: policies fifo, rr, batch, idle, other; fifo and rr with priority 1 to 10 and only for threads on CPUs 2-7
+rule "virt-launcher" permits: policies fifo, rr, batch, idle, other; fifo and rr with priority 1 to 10 and only for threads whose cpuset is within CPUs 2-7
   of processes in /kubepods.slice/pod1 or below
 rule "libvirtd" is for others: uid 107 is not 0,64055
 result: permitted by rule "virt-launcher", within its bounds

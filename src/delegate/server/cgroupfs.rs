@@ -108,7 +108,7 @@ pub(crate) struct Reached {
     /// Its directory.
     pub(crate) directory: CString,
     /// The hierarchy, as a line of /proc/PID/cgroup has it.
-    controllers: String,
+    pub(crate) controllers: String,
 }
 
 impl Reached {

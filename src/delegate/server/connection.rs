@@ -22,7 +22,7 @@ use crate::delegate::wire::{
     Answer, BODY_MAX, HELLO, Header, Malformed, OUTCOME, Reader, SAME_PROCESS, Spoken, TEXT_MAX,
     Verdict, bytes_of, erase, hello, read_hello,
 };
-use crate::dispatch::{self, Operation, Outcome};
+use crate::dispatch::{self, Handlers, Operation, Outcome};
 use crate::errno::Errno;
 use crate::error::{Code, Error};
 use crate::kernel::file::Fd;
@@ -588,13 +588,14 @@ impl<'a> Job<'a> {
                             }
                             Ok(permitting) => {
                                 rule = Some(permitting.name.as_str());
+                                let handlers = Handlers::of(self.kind);
                                 // A handler does not tell.
-                                let replaces = O::REPLACES && self.kind.registry.is_empty();
+                                let replaces = O::REPLACES && handlers == Handlers::None;
                                 if !replaces {
                                     let _ = operation.before(&mut texts.before);
                                 }
                                 let held = &*held.insert(subject.hold()?);
-                                let done = dispatch::serve(self.kind, &operation, held);
+                                let done = dispatch::serve(self.kind, &operation, held, handlers);
                                 if replaces {
                                     let _ = operation.before(&mut texts.before);
                                 }

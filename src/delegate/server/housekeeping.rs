@@ -24,14 +24,16 @@ use std::time::{Duration, Instant};
 use libc::{c_int, pid_t};
 
 use super::cgroupfs;
-use super::pidfd::{errno, no_more, read_lines, utf8_lines};
+use super::cpuset::{self, hierarchy_of, parent, parse_list};
+use super::pidfd::{errno, read_lines};
 use super::serve::write_cpus;
-use crate::delegate::policy::{Scope, hierarchies, path_in};
+use super::threads::{self, Moved, Place, Process, Thread, is_gone, read_at};
+use crate::delegate::policy::{Scope, path_in};
 use crate::errno::Errno;
-use crate::kernel::cgroup::Version;
+use crate::kernel::cgroup::{Group, Version};
 use crate::kernel::check;
 use crate::kernel::file::{self, Fd};
-use crate::kernel::process::{self, Pid, has_exited, pidfd_open};
+use crate::kernel::process::{self, Pid};
 
 /// How many VMs a peer scope can have in housekeeping.
 const VMS_MAX: usize = 1024;
@@ -75,19 +77,6 @@ fn list(map: &[u8]) -> String {
     text.trim_matches('"').to_owned()
 }
 
-/// The map of a list as the kernel writes it.
-fn parse_list(text: &str) -> Option<Vec<u8>> {
-    let mut map = Vec::new();
-    for range in text.trim().split(',').filter(|range| !range.is_empty()) {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        let length = map.len().max(last / 8 + 1);
-        map.resize(length, 0);
-        (first..=last).for_each(|cpu| map[cpu / 8] |= 1 << (cpu % 8));
-    }
-    Some(map)
-}
-
 /// The CPUs that are in both.
 fn common(one: &[u8], other: &[u8]) -> Vec<u8> {
     one.iter()
@@ -112,49 +101,31 @@ fn is_within(map: &[u8], other: &[u8]) -> bool {
 
 /// A cgroup, by its directory.
 struct Directory {
-    fd: Fd,
-    version: Version,
+    group: Group,
     path: String,
 }
 
 impl Directory {
     fn read(&self, name: &CStr) -> Result<String, Errno> {
-        String::from_utf8(read_at(&self.fd, name)?).map_err(|_| Errno::EPROTO)
+        String::from_utf8(read_at(self.group.directory(), name)?).map_err(|_| Errno::EPROTO)
     }
 
     fn write(&self, name: &CStr, text: &str) -> Result<(), Errno> {
-        let file = file::open_at(&self.fd, name, libc::O_WRONLY)?;
+        let file = file::open_at(self.group.directory(), name, libc::O_WRONLY)?;
         file::write(&file, text.as_bytes())
     }
 
-    /// The file that takes and lists threads.
-    fn threads_file(&self) -> &'static CStr {
-        match self.version {
-            Version::V1 => c"tasks",
-            Version::V2 => c"cgroup.threads",
-        }
-    }
-
-    fn add(&self, tid: pid_t) -> Result<(), Errno> {
-        self.write(self.threads_file(), &tid.to_string())
-    }
-
     fn threads(&self) -> Result<HashSet<pid_t>, Errno> {
-        let file = file::open_at(&self.fd, self.threads_file(), libc::O_RDONLY)?;
         let mut threads = HashSet::new();
-        file::for_each_number(&file, |number| {
-            threads.insert(number as pid_t);
+        self.group.for_each_thread(|tid| {
+            threads.insert(tid);
         })?;
         Ok(threads)
     }
 
     /// The CPUs that its threads can run on.
     fn effective_cpus(&self) -> Result<Vec<u8>, Errno> {
-        let name = match self.version {
-            Version::V1 => c"cpuset.effective_cpus",
-            Version::V2 => c"cpuset.cpus.effective",
-        };
-        parse_list(&self.read(name)?).ok_or(Errno::EPROTO)
+        cpuset::effective_cpus(&self.group)
     }
 
     /// Whether one of the controllers that `name` lists is cpuset.
@@ -167,9 +138,9 @@ impl Directory {
 
     fn child(&self, name: &CStr) -> Result<Directory, Errno> {
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let directory = file::open_at(self.group.directory(), name, flags)?;
         Ok(Directory {
-            fd: file::open_at(&self.fd, name, flags)?,
-            version: self.version,
+            group: Group::of(directory, self.group.version()),
             path: self.path_of_child(name),
         })
     }
@@ -184,12 +155,12 @@ impl Directory {
 
     fn make(&self, name: &CStr) -> Result<(), Errno> {
         // SAFETY: a C string, and numbers.
-        check(unsafe { libc::mkdirat(self.fd.get(), name.as_ptr(), 0o755) }).map(|_| ())
+        check(unsafe { libc::mkdirat(self.group.fd(), name.as_ptr(), 0o755) }).map(|_| ())
     }
 
     fn remove(&self, name: &CStr) -> Result<(), Errno> {
         // SAFETY: a C string, and numbers.
-        check(unsafe { libc::unlinkat(self.fd.get(), name.as_ptr(), libc::AT_REMOVEDIR) })
+        check(unsafe { libc::unlinkat(self.group.fd(), name.as_ptr(), libc::AT_REMOVEDIR) })
             .map(|_| ())
     }
 
@@ -198,41 +169,13 @@ impl Directory {
         // SAFETY: integers, of which all zeros are valid.
         let mut status: libc::stat = unsafe { std::mem::zeroed() };
         // SAFETY: a stat to write.
-        check(unsafe { libc::fstat(self.fd.get(), &mut status) })?;
+        check(unsafe { libc::fstat(self.group.fd(), &mut status) })?;
         Ok((status.st_dev as u64, status.st_ino as u64))
     }
 }
 
 /// A filesystem and a number in it.
 type Identity = (u64, u64);
-
-fn read_at(directory: &Fd, name: &CStr) -> Result<Vec<u8>, Errno> {
-    let file = file::open_at(directory, name, libc::O_RDONLY)?;
-    let mut text = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        match file::read(&file, &mut buffer)? {
-            0 => return Ok(text),
-            length => text.extend_from_slice(&buffer[..length]),
-        }
-    }
-}
-
-/// The hierarchy that has cpuset, as a line of /proc/PID/cgroup names it, and
-/// the path in it. A controller is in one hierarchy only.
-fn hierarchy_of(cgroups: &str) -> Option<(&str, &str)> {
-    let has_cpuset = |controllers: &str| controllers.split(',').any(|one| one == "cpuset");
-    hierarchies(cgroups)
-        .find(|(controllers, _)| has_cpuset(controllers))
-        .or_else(|| hierarchies(cgroups).find(|(controllers, _)| controllers.is_empty()))
-}
-
-fn parent(path: &str) -> &str {
-    match path.rsplit_once('/') {
-        Some(("", _)) | None => "/",
-        Some((parent, _)) => parent,
-    }
-}
 
 // --- A request -----------------------------------------------------------------
 
@@ -269,24 +212,6 @@ pub(crate) enum Cpus<'a> {
     First(Option<&'a [u8]>),
 }
 
-/// A process, held by descriptors.
-struct Process {
-    pid: Pid,
-    pidfd: Fd,
-    /// Its directory of threads: it has nobody else's, whoever has the number.
-    tasks: Fd,
-}
-
-/// What became of a thread that was written to a cgroup's file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Moved {
-    There,
-    /// It has exited, or is about to.
-    Gone,
-    /// Somebody else has moved it again.
-    Elsewhere,
-}
-
 /// What a scan found that may have made more threads since.
 #[derive(Default)]
 struct Seen {
@@ -299,85 +224,6 @@ struct Seen {
 impl Seen {
     fn any(&self) -> bool {
         self.own || self.unknown
-    }
-}
-
-impl Process {
-    fn hold(pid: Pid, received: c_int) -> Result<Process, Errno> {
-        // A descriptor of our own: that of the peer's is shared with it.
-        let pidfd = pidfd_open(pid.get(), 0)?;
-        let tasks = CString::new(format!("/proc/{pid}/task")).map_err(|_| Errno::EINVAL)?;
-        let tasks = file::open(&tasks, libc::O_PATH | libc::O_DIRECTORY).map_err(no_more)?;
-        let mut poll = libc::pollfd {
-            fd: received,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        match check(i64::from(unsafe { libc::poll(&mut poll, 1, 0) }))? {
-            0 => Ok(Process { pid, pidfd, tasks }),
-            _ => Err(Errno::ESRCH),
-        }
-    }
-
-    fn is_gone(&self) -> bool {
-        is_gone(&self.pidfd)
-    }
-
-    /// A thread's directory: it is of nobody who gets the number later.
-    fn thread(&self, tid: pid_t) -> Option<Thread> {
-        let name = CString::new(tid.to_string()).ok()?;
-        let flags = libc::O_PATH | libc::O_DIRECTORY;
-        file::open_at(&self.tasks, &name, flags).ok().map(Thread)
-    }
-
-    fn all(&self) -> Result<Vec<pid_t>, Errno> {
-        let mut all = Vec::new();
-        process::for_each_thread(self.pid, |tid| all.push(tid)).map_err(no_more)?;
-        Ok(all)
-    }
-}
-
-fn is_gone(pidfd: &Fd) -> bool {
-    has_exited(pidfd).unwrap_or(true)
-}
-
-struct Thread(Fd);
-
-impl Thread {
-    /// The path of its cgroup, empty if that is not UTF-8; `None` when it is no
-    /// more.
-    fn cgroup(&self, controllers: &str) -> Option<String> {
-        let text = utf8_lines(read_at(&self.0, c"cgroup").ok()?);
-        Some(path_in(&text, controllers).unwrap_or_default().to_owned())
-    }
-
-    /// The fields of its stat behind its name, which can have any character.
-    fn stat(&self) -> Option<Vec<String>> {
-        let text = read_at(&self.0, c"stat").ok()?;
-        let name = text.iter().rposition(|byte| *byte == b')')?;
-        let fields = str::from_utf8(&text[name + 1..]).ok()?;
-        Some(fields.split_whitespace().map(str::to_owned).collect())
-    }
-
-    /// Whether it has exited or is about to: then the kernel moves it no more,
-    /// it makes no threads, and in version 1 it is in the root.
-    fn is_exiting(&self) -> bool {
-        const PF_EXITING: u32 = 0x4;
-        let Some(fields) = self.stat() else {
-            return true;
-        };
-        let is_over = fields
-            .first()
-            .is_none_or(|state| state == "Z" || state == "X");
-        let flags: Option<u32> = fields.get(6).and_then(|flags| flags.parse().ok());
-        is_over || flags.is_some_and(|flags| flags & PF_EXITING != 0)
-    }
-
-    /// When it started: two threads that have a number one after the other
-    /// differ in it.
-    fn start(&self) -> Option<u64> {
-        self.stat()?.get(19)?.parse().ok()
     }
 }
 
@@ -403,14 +249,10 @@ impl Plan {
                 "housekeeping needs the cpuset controller of cgroups, and there is none here",
             );
         };
-        let version = match controllers {
-            "" => Version::V2,
-            _ => Version::V1,
-        };
+        let version = cpuset::version_of(controllers);
         let open = |path: &str| -> Result<Directory, Errno> {
             Ok(Directory {
-                fd: cgroupfs::open(controllers, path)?,
-                version,
+                group: Group::of(cgroupfs::open(controllers, path)?, version),
                 path: path.to_owned(),
             })
         };
@@ -463,6 +305,11 @@ impl Plan {
             "" => "v2",
             controllers => controllers,
         }
+    }
+
+    /// How many of others' threads were moved, and returned.
+    pub(crate) fn strays(&self) -> usize {
+        self.process.strays()
     }
 
     /// The path of another process in the same hierarchy, from the text of its
@@ -554,7 +401,7 @@ impl Plan {
     }
 
     fn set_up(&self, vm: &Vm, child: &Directory, state: &ChildState, cpus: &Cpus<'_>) -> Done {
-        match child.version {
+        match child.group.version() {
             Version::V1 => self.require_own(child)?,
             Version::V2 => self.make_threaded(child)?,
         }
@@ -596,7 +443,7 @@ impl Plan {
         }
         let before = child.read(c"cpuset.cpus").map_err(read)?;
         // Version 1 takes none that the parent has not.
-        let wanted = match child.version {
+        let wanted = match child.group.version() {
             Version::V1 => &usable[..],
             Version::V2 => cpus,
         };
@@ -616,7 +463,7 @@ impl Plan {
                 );
             }
             let set = |errnum| failed(errnum, &format!("set the CPUs {}", list(wanted)));
-            if child.version == Version::V1 {
+            if child.group.version() == Version::V1 {
                 let mems = |errnum| failed(errnum, "set the memory nodes");
                 if child.read(c"cpuset.mems").map_err(mems)?.trim().is_empty() {
                     let nodes = self.base.read(c"cpuset.mems").map_err(mems)?;
@@ -734,7 +581,7 @@ impl Plan {
                 continue;
             };
             match thread.cgroup(&self.controllers) {
-                Some(path) if path != child.path => {}
+                Ok(path) if path != child.path => {}
                 _ => result.set(self.result_of(*tid, &self.base)),
             }
         }
@@ -801,7 +648,7 @@ impl Plan {
             Some(start) => thread.start() == Some(*start),
             None => false,
         };
-        let is_there = |path: Option<String>| path.is_none_or(|path| path == child.path);
+        let is_there = |path: Result<String, _>| path.map_or(true, |path| path == child.path);
         let mut seen = Seen::default();
         let own = self.process.all().map_err(failed)?;
         // Threads that each make the next one and exit cannot hide in a
@@ -848,68 +695,12 @@ impl Plan {
 
     /// Moves a thread: its result.
     fn result_of(&self, tid: pid_t, to: &Directory) -> c_int {
-        match self.move_thread(tid, to) {
-            Ok(Moved::There) => 0,
-            Ok(Moved::Gone) => -libc::ESRCH,
-            Ok(Moved::Elsewhere) => -Errno::EREMOTEIO.0,
-            Err(errnum) => -errnum.0,
-        }
+        threads::result_of(self.move_thread(tid, to))
     }
 
-    /// Moves a thread of the process, and reads where it is.
     fn move_thread(&self, tid: pid_t, to: &Directory) -> Result<Moved, Errno> {
-        let Some(thread) = self.process.thread(tid) else {
-            return Ok(Moved::Gone);
-        };
-        match to.add(tid) {
-            Err(Errno::ESRCH) => return Ok(Moved::Gone),
-            Err(errnum) => return Err(errnum),
-            Ok(()) => {}
-        }
-        match thread.cgroup(&self.controllers) {
-            // It may have exited before, and the number be another's.
-            None => {
-                self.return_stray(tid, to);
-                Ok(Moved::Gone)
-            }
-            Some(path) if path == to.path => Ok(Moved::There),
-            Some(_) if thread.is_exiting() => Ok(Moved::Gone),
-            Some(_) => Ok(Moved::Elsewhere),
-        }
-    }
-
-    /// Takes who got a thread's number out of the cgroup again: to where the
-    /// one is that made it, from which it had its own.
-    fn return_stray(&self, tid: pid_t, from: &Directory) {
-        let path = |id: pid_t| {
-            let text = read_lines(&format!("/proc/{id}/cgroup")).ok()?;
-            path_in(&text, &self.controllers).map(str::to_owned)
-        };
-        let Ok(status) = read_lines(&format!("/proc/{tid}/status")) else {
-            return;
-        };
-        let number = |name: &str| -> Option<pid_t> {
-            let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-            value.trim().parse().ok()
-        };
-        let (Some(process), Some(parent)) = (number("Tgid:"), number("PPid:")) else {
-            return;
-        };
-        if process == self.process.pid.get() || path(tid).as_deref() != Some(&from.path) {
-            return;
-        }
-        let maker = if process == tid { parent } else { process };
-        let Some(origin) = path(maker).filter(|origin| *origin != from.path) else {
-            return;
-        };
-        if let Ok(fd) = cgroupfs::open(&self.controllers, &origin) {
-            let origin = Directory {
-                fd,
-                version: from.version,
-                path: origin,
-            };
-            let _ = origin.add(tid);
-        }
+        let place = Place::new(&to.group, &to.path, &self.controllers)?;
+        self.process.move_thread(tid, &place)
     }
 }
 
@@ -1039,7 +830,7 @@ impl Plan {
             for tid in self.process.all().unwrap_or_default() {
                 let thread = self.process.thread(tid);
                 let Some(thread) = thread.filter(|thread| {
-                    thread.cgroup(&self.controllers).as_deref() == Some(&self.base.path)
+                    thread.cgroup(&self.controllers).as_deref() == Ok(&self.base.path)
                 }) else {
                     continue;
                 };
@@ -1060,7 +851,7 @@ impl Plan {
             let child = with_known(|known| match known.children.get(&key) {
                 Some(child) => Ok(Arc::clone(child)),
                 None => {
-                    let base = file::open_at(&self.base.fd, c".", libc::O_PATH)?;
+                    let base = file::open_at(self.base.group.directory(), c".", libc::O_PATH)?;
                     let child = Arc::new(Child {
                         key: key.clone(),
                         base,
@@ -1221,23 +1012,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_cpus_are_read_as_the_kernel_writes_them() {
-        for (text, expected) in [
-            ("\n", &[][..]),
-            ("0\n", &[1]),
-            ("0-1,9\n", &[0b11, 0b10]),
-            ("7-8", &[0x80, 1]),
-        ] {
-            let map = parse_list(text).expect("a list");
-            assert_eq!(map, expected, "{text:?}");
-            assert_eq!(list(&map), text.trim(), "and back");
-        }
-        for text in ["x", "1-", "-1", "1;2"] {
-            assert_eq!(parse_list(text), None, "{text:?} is no list");
-        }
-    }
-
-    #[test]
     fn maps_of_different_lengths_are_compared_as_if_they_had_zeros() {
         assert!(is_within(&[0b01], &[0b11, 1]));
         assert!(is_within(&[0b01, 0, 0], &[0b11]));
@@ -1245,34 +1019,6 @@ mod tests {
         assert!(!is_within(&[0b100], &[0b11]));
         assert_eq!(common(&[0b110, 1], &[0b011]), [0b010]);
         assert!(is_empty(&common(&[0, 1], &[1])));
-    }
-
-    #[test]
-    fn the_hierarchy_is_the_one_that_has_cpuset() {
-        let hybrid = "3:cpu,cpuacct:/a\n2:cpuset,misc:/b:c\n1:name=systemd:/d\n0::/e\n";
-        assert_eq!(hierarchy_of(hybrid), Some(("cpuset,misc", "/b:c")));
-        assert_eq!(path_in(hybrid, "cpuset,misc"), Some("/b:c"));
-        assert_eq!(path_in(hybrid, ""), Some("/e"));
-        assert_eq!(hierarchy_of("1:cpu:/a\n0::/e\n"), Some(("", "/e")));
-        assert_eq!(hierarchy_of("1:cpu:/a\n"), None);
-    }
-
-    #[test]
-    fn a_thread_is_known_whatever_its_name_is() {
-        let start = |name: &CStr| {
-            // SAFETY: a C string, which the kernel reads; and no memory.
-            let tid = unsafe {
-                libc::prctl(libc::PR_SET_NAME, name.as_ptr());
-                libc::gettid()
-            };
-            let path = CString::new(format!("/proc/self/task/{tid}")).expect("no NUL");
-            let thread = Thread(file::open(&path, libc::O_PATH).expect("own directory"));
-            assert!(!thread.is_exiting(), "{name:?} is there");
-            thread.start().expect("when it started")
-        };
-        let test = std::thread::spawn(move || [c"x", c"x) Z 1 (", c"\xff"].map(start));
-        let starts = test.join().expect("no panic");
-        assert!(starts.iter().all(|start| *start == starts[0]), "{starts:?}");
     }
 
     #[test]
@@ -1296,12 +1042,5 @@ mod tests {
         assert_eq!(is_done, Ok(false), "the watch goes on at once");
         drop(request);
         assert!(leaving.is_done(), "it is nobody's any more");
-    }
-
-    #[test]
-    fn a_cgroup_below_the_root_has_the_root_as_parent() {
-        assert_eq!(parent("/a/b"), "/a");
-        assert_eq!(parent("/a"), "/");
-        assert_eq!(parent("/"), "/");
     }
 }

@@ -8,6 +8,8 @@
 //! | `peer` | who is at the other end, as the kernel says |
 //! | `serve` | what an operation tells of itself, and what a request is about |
 //! | `pidfd`, `cgroupfs` | processes, threads and cgroups by descriptors |
+//! | `cpuset` | the CPUs that a thread can be given |
+//! | `threads` | a process's threads, moved between cgroups |
 //! | `housekeeping` | a VM's threads but vCPUs in a cgroup of their own |
 //! | `scope` | quotas, and what became of requests |
 //! | `audit`, `metrics` | what was done, in lines and in numbers |
@@ -15,6 +17,7 @@
 pub(crate) mod audit;
 pub(crate) mod cgroupfs;
 pub(crate) mod connection;
+pub(crate) mod cpuset;
 pub(crate) mod housekeeping;
 mod listener;
 mod metrics;
@@ -22,6 +25,7 @@ pub(crate) mod peer;
 pub(crate) mod pidfd;
 mod scope;
 pub(crate) mod serve;
+pub(crate) mod threads;
 
 use std::collections::HashMap;
 use std::io;

@@ -117,6 +117,8 @@ pub(crate) struct Subject<'m> {
     is_refused: bool,
     process: Option<(Fd, Info)>,
     thread: Option<(Task, Option<Fd>)>,
+    /// Whether there are threads of which no descriptor came.
+    has_numbers: bool,
     pub(crate) reached: Option<Reached>,
 }
 
@@ -136,6 +138,7 @@ impl<'m> Subject<'m> {
             is_refused,
             process: None,
             thread: None,
+            has_numbers: false,
             reached: None,
         }
     }
@@ -198,7 +201,12 @@ impl<'m> Subject<'m> {
     }
 
     /// The threads of a process that the body lists, by the delegate's numbers.
-    pub(crate) fn tids(&self, pid: Pid, body: &mut Reader<'_>, count: usize) -> Read<&'m [pid_t]> {
+    pub(crate) fn tids(
+        &mut self,
+        pid: Pid,
+        body: &mut Reader<'_>,
+        count: usize,
+    ) -> Read<&'m [pid_t]> {
         let mut tids = Vec::with_capacity(count);
         let mut translate = self.translator(pid);
         for _ in 0..count {
@@ -212,6 +220,8 @@ impl<'m> Subject<'m> {
                 translated => translated.map_err(|errnum| untranslated(tid, errnum))?,
             });
         }
+        drop(translate);
+        self.has_numbers = tids.iter().any(|tid| *tid != pid.get());
         Ok(self.lists.tids.get_or_init(|| tids))
     }
 
@@ -279,7 +289,7 @@ impl<'m> Subject<'m> {
 
     /// Whether a thread is known by its number alone.
     pub(crate) fn is_by_number(&self) -> bool {
-        matches!(self.thread, Some((_, None)))
+        self.has_numbers || matches!(self.thread, Some((_, None)))
     }
 
     /// Holds the process, and the thread, until after it was done.

@@ -331,7 +331,7 @@ impl Operation for ProcessSetScheduler {
     fn policy() -> io::Result<String> {
         let cpus = proc::own_cpus()?;
         Ok(format!(
-            "{NAME} = {{ policies = [\"batch\", \"fifo\"], max-priority = {MAX_PRIORITY}, cpus = \"{cpus}\" }}"
+            "{NAME} = {{ policies = [\"batch\", \"fifo\"], max-priority = {MAX_PRIORITY}, cpus = \"{cpus}\", cpus-by = \"affinity\" }}"
         ))
     }
 }
