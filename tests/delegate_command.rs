@@ -1173,6 +1173,36 @@ fn sockets_that_systemd_passes_are_taken_over() {
     delegate.stop();
 }
 
+/// As systemd does with `PassCredentials=`.
+#[test]
+fn a_socket_that_passes_credentials_is_served_as_any_other() {
+    let directory = Directory::new();
+    let policy = directory.policy(65536);
+    let path = directory.path("s");
+    let socket = listening(&path, libc::SOCK_SEQPACKET);
+    let yes: c_int = 1;
+    let length = size_of::<c_int>() as libc::socklen_t;
+    for option in [libc::SO_PASSCRED, libc::SO_TIMESTAMP] {
+        // SAFETY: an int of that length.
+        let set = unsafe {
+            let fd = socket.as_raw_fd();
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                option,
+                (&raw const yes).cast(),
+                length,
+            )
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+    let mut command = with_sockets(&[socket], "", &["--policy", &policy]);
+    let delegate = Delegate::start_as(&directory, &mut command);
+    let target = Target::start();
+    target.expect_done(&format!("unix:{path}"), "65536");
+    delegate.stop();
+}
+
 #[test]
 fn a_socket_of_another_kind_is_an_error_that_says_what_to_write() {
     let directory = Directory::new();

@@ -268,6 +268,7 @@ impl Connection<'_> {
 
     /// Both sides say hello.
     fn greet(&self, space: &mut Workspace) -> Result<(), End> {
+        socket::receive_nothing_besides(self.socket.get());
         let _ = allow_descriptors(self.socket, true);
         self.set_time(libc::SO_SNDTIMEO, SEND_TIME)?;
         self.set_time(libc::SO_RCVTIMEO, HELLO_TIME)?;
