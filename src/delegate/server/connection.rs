@@ -55,17 +55,18 @@ impl From<Malformed> for End {
     }
 }
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. To close it may take any time, for which
+/// it still counts: what is returned is to be dropped after the socket.
 ///
 /// Once the peer is known to be within its quotas, it is not `arriving` any
 /// more.
-pub(super) fn serve(
-    shared: &Shared,
+pub(super) fn serve<'a>(
+    shared: &'a Shared,
     socket: &Fd,
     peer: Option<Peer>,
     label: Option<String>,
     arriving: &mut Option<Arriving>,
-) {
+) -> Option<Connected<'a>> {
     let policy = shared.policy();
     let known = match peer {
         Some(peer) => Ok(peer),
@@ -75,7 +76,8 @@ pub(super) fn serve(
         Ok(peer) => peer,
         Err(unknown) => {
             let known = Known::Credentials(peer::credentials(socket.get()).ok(), label.as_deref());
-            return shared.dismiss(socket, known, &unknown.to_string());
+            shared.dismiss(socket, known, &unknown.to_string());
+            return None;
         }
     };
     let quota = policy.quota_for(&peer.facts());
@@ -83,20 +85,22 @@ pub(super) fn serve(
     let connected = match shared.scopes.connect(&peer, quota) {
         Ok(connected) => connected,
         Err(exhausted) => {
-            return shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
+            shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
+            return None;
         }
     };
     *arriving = None;
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
     let Ok(buffer) = Buffer::new() else {
         let text = "the delegate has no memory left";
-        return shared.dismiss(socket, Known::Peer(&peer), text);
+        shared.dismiss(socket, Known::Peer(&peer), text);
+        return Some(connected);
     };
     let connection = Connection {
         shared,
         socket,
         peer,
-        connected,
+        connected: &connected,
     };
     connection.run(&mut Workspace {
         policy: shared.numbered_policy(),
@@ -104,6 +108,7 @@ pub(super) fn serve(
         texts: Texts::default(),
         last: Last::default(),
     });
+    Some(connected)
 }
 
 impl Shared {
@@ -232,7 +237,7 @@ struct Connection<'a> {
     shared: &'a Shared,
     socket: &'a Fd,
     peer: Peer,
-    connected: Connected<'a>,
+    connected: &'a Connected<'a>,
 }
 
 /// What one request after the other is worked on with.

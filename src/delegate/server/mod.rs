@@ -276,7 +276,9 @@ impl Server {
     pub fn serve_connected(&self, socket: OwnedFd) {
         // SAFETY: given away by its owner.
         let socket = unsafe { Fd::new(socket.into_raw_fd().into()) };
-        connection::serve(&self.0, &socket, None, None, &mut None);
+        let connected = connection::serve(&self.0, &socket, None, None, &mut None);
+        drop(socket);
+        drop(connected);
     }
 
     /// Serves a connection on a thread of its own.
@@ -318,14 +320,15 @@ impl Server {
             .stack_size(STACK)
             .spawn({
                 move || {
-                    connection::serve(&shared, &socket, peer, label, &mut arriving);
+                    let connected =
+                        connection::serve(&shared, &socket, peer, label, &mut arriving);
                     // Closed on this thread: that may block.
                     let shut = lock(&shared.connections)
                         .open
                         .get_mut(&number)
                         .and_then(|open| open.socket.take());
                     drop((socket, shut));
-                    drop(arriving);
+                    drop((connected, arriving));
                     let mut connections = lock(&shared.connections);
                     let own = connections.open.remove(&number);
                     let own = own.and_then(|open| open.thread);
