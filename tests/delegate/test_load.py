@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Peers that take more than their share."""
 
+import contextlib
 import os
 import resource
+import socket
 import threading
 
 import stage
@@ -93,6 +95,35 @@ process-set-max-core-size = { max = 0 }
                 support.served(delegate.socket, stage.cgroup("other"))
         delegate.require_flat(before)
         expect(made > 200, True, f"there were many ({made})")
+
+
+def _connects_in_a_loop(outside, path):
+    outside.say("begins")
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+            with contextlib.suppress(BlockingIOError):
+                one.connect(path)
+
+
+def _hello(outside, path):
+    Connection(path, timeout=support.DEADLINE).close()
+    return "hello"
+
+
+@test
+def whoever_connects_in_a_loop_holds_up_neither_other_listeners_nor_the_end():
+    policy = "version = 1\n" + stage.rule("root", 0, "root")
+    with Delegate(policy, labels=("flooded", "other")) as delegate, \
+            contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Peer(
+                _connects_in_a_loop, delegate.sockets["flooded"],
+                uid=4243, cgroup=stage.cgroup("nobody"))).hear()
+        for _ in range(3):
+            expect(as_peer(_hello, delegate.sockets["other"],
+                           cgroup=stage.cgroup("root")), "hello",
+                   "what another listener's peer gets")
+        delegate.stop()
 
 
 def _flood(outside, path):

@@ -24,12 +24,12 @@ mod scope;
 pub(crate) mod serve;
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::{io, iter};
 
 pub use audit::Audit;
 use audit::{How, Known, Line, Throttle, Turned};
@@ -70,6 +70,9 @@ pub(crate) struct Shared {
 /// How many connections arrive at a time: more wait to be accepted, so that who
 /// makes them faster than they are turned away takes no more than that.
 const ARRIVING_MAX: usize = 128;
+
+/// How many connections of a listener are accepted before it is others' turn.
+const ROUND: usize = 16;
 
 /// A connection that is arriving.
 struct Arriving(Arc<Shared>);
@@ -236,7 +239,7 @@ impl Server {
         while !self.0.stopped.load(Ordering::Acquire) {
             let listeners = lock(&self.0.listeners).clone();
             for listener in listener::wait(&listeners, &self.0.wake)? {
-                while let Some(socket) = listener.accept() {
+                for socket in iter::from_fn(|| listener.accept()).take(ROUND) {
                     self.0.let_others_arrive();
                     // Without a thread for it, it is closed.
                     let _ = self.serve(socket, Some(listener), None, listener.label.clone());
@@ -320,8 +323,7 @@ impl Server {
             .stack_size(STACK)
             .spawn({
                 move || {
-                    let connected =
-                        connection::serve(&shared, &socket, peer, label, &mut arriving);
+                    let connected = connection::serve(&shared, &socket, peer, label, &mut arriving);
                     // Closed on this thread: that may block.
                     let shut = lock(&shared.connections)
                         .open
