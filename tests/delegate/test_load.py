@@ -97,6 +97,33 @@ process-set-max-core-size = { max = 0 }
         expect(made > 200, True, f"there were many ({made})")
 
 
+def _greeted(outside, path):
+    """What the first connection gets that is not served."""
+    held = []
+    while True:
+        try:
+            held.append(Connection(path))
+        except wire.Ended as ended:
+            return str(ended)
+
+
+@test
+def without_a_thread_for_it_a_connection_is_refused_and_not_just_closed():
+    if support.bed.v1 is None:
+        raise support.Skipped("there is no hierarchy of v1 with pids")
+    pids = support.bed.cgroup("pids", version=1)
+    policy = "version = 1\n" + stage.rule("root", 0, "root")
+    with Delegate(policy) as delegate:
+        (pids / "cgroup.procs").write_text(str(delegate.pid))
+        (pids / "pids.max").write_text(str(len(os.listdir(
+            f"/proc/{delegate.pid}/task")) + 2))
+        said = as_peer(_greeted, delegate.socket, cgroup=stage.cgroup("root"))
+        expect("no thread" in said, True, f"what the third is told: {said}")
+        delegate.line(0, event="connection", outcome="refused", reason=said)
+        (pids / "pids.max").write_text("max")
+        support.served(delegate.socket, stage.cgroup("root"))
+
+
 def _connects_in_a_loop(outside, path):
     outside.say("begins")
     while True:

@@ -241,7 +241,7 @@ impl Server {
             for listener in listener::wait(&listeners, &self.0.wake)? {
                 for socket in iter::from_fn(|| listener.accept()).take(ROUND) {
                     self.0.let_others_arrive();
-                    // Without a thread for it, it is closed.
+                    // What is not served is closed.
                     let _ = self.serve(socket, Some(listener), None, listener.label.clone());
                 }
             }
@@ -299,14 +299,18 @@ impl Server {
         if self.0.stopped.load(Ordering::Acquire) || listener.is_some_and(Listener::is_closed) {
             return Err(stopped());
         }
+        let whose = label.clone();
+        let turn_down = |socket: &Fd, text: &str| {
+            let credentials = peer::credentials(socket.get()).ok();
+            let known = Known::Credentials(credentials, whose.as_deref());
+            self.0.turn_away(How::Refused, known, text);
+            // Closed without a word it would look like a delegate that is away.
+            connection::goodbye(socket, 0, text);
+        };
         if connections.open.len() >= CONNECTIONS_MAX {
             drop(connections);
             let text = format!("there are {CONNECTIONS_MAX} connections already");
-            let credentials = peer::credentials(socket.get()).ok();
-            let known = Known::Credentials(credentials, label.as_deref());
-            self.0.turn_away(How::Refused, known, &text);
-            // Closed without a word it would look like a delegate that is away.
-            connection::goodbye(&socket, 0, &text);
+            turn_down(&socket, &text);
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         connections.last += 1;
@@ -339,10 +343,22 @@ impl Server {
                     shared.ended.notify_all();
                     earlier.map(JoinHandle::join);
                 }
-            })?;
-        let thread = Some(thread);
-        connections.open.insert(number, Open { thread, ..open });
-        Ok(())
+            });
+        match thread {
+            Ok(thread) => {
+                let thread = Some(thread);
+                connections.open.insert(number, Open { thread, ..open });
+                Ok(())
+            }
+            Err(error) => {
+                // The socket is closed when nobody waits for the lock.
+                drop(connections);
+                if let Some(socket) = &open.socket {
+                    turn_down(socket, &format!("there is no thread for it: {error}"));
+                }
+                Err(error)
+            }
+        }
     }
 }
 
