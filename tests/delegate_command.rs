@@ -1045,13 +1045,13 @@ fn listeners_come_and_go_and_labels_tell_them_apart() {
     file(listener(&one, "vm-1") + &listener(&two, "vm-2"));
     delegate.reload();
     target.expect_done(&first, "65536");
-    target.expect_error(&second, "65536", "the delegate refused");
+    target.expect_error(&second, "65536", "no rule names uid");
     // Another label at the same address; the other one ends, with its
     // connections.
     let held = connect(&two);
     file(listener(&one, "vm-3"));
     delegate.reload();
-    target.expect_error(&first, "65536", "the delegate refused");
+    target.expect_error(&first, "65536", "no rule names uid");
     assert!(!Path::new(&two).exists(), "its socket is removed");
     target.expect_error(&second, "65536", "cannot be reached");
     // SAFETY: a byte to write.
@@ -1063,7 +1063,7 @@ fn listeners_come_and_go_and_labels_tell_them_apart() {
     let place = format!("{listeners}:5: ");
     assert!(said.contains(&place), "no {place:?} in {said:?}");
     delegate.expect_stderr(": the old listeners stay");
-    target.expect_error(&first, "65536", "the delegate refused");
+    target.expect_error(&first, "65536", "no rule names uid");
     // One that cannot be had leaves the others alone, and is tried again.
     let far = directory.path("none/s");
     file(listener(&one, "vm-1") + &listener(&far, "vm-1"));
@@ -1151,8 +1151,8 @@ fn sockets_that_systemd_passes_are_taken_over() {
     let target = Target::start();
     let addresses = names.each_ref().map(|path| format!("unix:{path}"));
     target.expect_done(&addresses[0], "65536");
-    target.expect_error(&addresses[1], "65536", "the delegate refused");
-    target.expect_error(&addresses[2], "65536", "the delegate refused");
+    target.expect_error(&addresses[1], "65536", "no rule names uid");
+    target.expect_error(&addresses[2], "65536", "no rule names uid");
     for line in [
         format!(
             "listening on unix:{} (label vm-1), from systemd\n",
@@ -1196,7 +1196,8 @@ fn a_socket_that_passes_credentials_is_served_as_any_other() {
         };
         assert_eq!(set, 0, "{}", io::Error::last_os_error());
     }
-    let mut command = with_sockets(&[socket], "", &["--policy", &policy]);
+    let sockets = [socket];
+    let mut command = with_sockets(&sockets, "", &["--policy", &policy]);
     let delegate = Delegate::start_as(&directory, &mut command);
     let target = Target::start();
     target.expect_done(&format!("unix:{path}"), "65536");
@@ -1208,6 +1209,7 @@ fn a_socket_of_another_kind_is_an_error_that_says_what_to_write() {
     let directory = Directory::new();
     let path = directory.policy(4096);
     let sockets = [listening(&directory.path("s"), libc::SOCK_STREAM)];
+    let sockets = [socket];
     let mut command = with_sockets(&sockets, "", &["--policy", &path]);
     let output = command.output().expect("it starts");
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 import threading
+import time
 
 import stage
 import support
@@ -122,6 +123,89 @@ def without_a_thread_for_it_a_connection_is_refused_and_not_just_closed():
         delegate.line(0, event="connection", outcome="refused", reason=said)
         (pids / "pids.max").write_text("max")
         support.served(delegate.socket, stage.cgroup("root"))
+
+
+def _strange(outside, path, count):
+    said = set()
+    for _ in range(count):
+        try:
+            with Connection(path):
+                said.add("served")
+        except wire.Ended as ended:
+            said.add(str(ended))
+    return sorted(said)
+
+
+@test
+def whom_no_rule_names_takes_no_connection_and_few_lines():
+    delegate = stage.main
+    mark, start = delegate.mark(), time.monotonic()
+    said = as_peer(_strange, delegate.socket, 1000, uid=4243,
+                   cgroup=stage.cgroup("nobody"))
+    expect(len(said), 1, f"answers ({said})")
+    expect("no rule names uid 4243" in said[0], True, f"the answer ({said})")
+    seconds = int(time.monotonic() - start) + 2
+    lines = [line for line in delegate.lines()[mark:]
+             if line["peer"]["uid"] == 4243]
+    expect(0 < len(lines) <= 10 * seconds, True,
+           f"{len(lines)} lines in {seconds} s")
+    expect({line["reason"] for line in lines}, set(said), "reasons")
+
+
+def _refused(outside, path, count):
+    body = wire.bytes_limit(4097)
+    with Connection(path) as connection, Qemu() as qemu:
+        return sorted({connection.ask(wire.MAX_CORE_SIZE, body,
+                                      [qemu.pidfd]).verdict
+                       for _ in range(count)})
+
+
+@test
+def refusals_do_not_fill_the_disk_and_are_counted():
+    delegate = stage.main
+    place = {"cgroup": stage.cgroup("root")}
+    mark, start = delegate.mark(), time.monotonic()
+    verdicts = as_peer(_refused, delegate.socket, 5000, **place)
+    expect(verdicts, ["refused"], "verdicts")
+    seconds = int(time.monotonic() - start) + 2
+    count = delegate.mark() - mark
+    expect(0 < count <= 100 * seconds, True, f"{count} lines in {seconds} s")
+
+    def told():
+        as_peer(_refused, delegate.socket, 1, **place)
+        lines = delegate.lines()[mark:]
+        return len(lines) + sum(line.get("unwritten", 0) for line in lines)
+    support.eventually(lambda: told() > 5000, "all refusals are known of")
+
+
+def _waits(outside, path):
+    try:
+        with Connection(path):
+            outside.say("served")
+            outside.hear()
+    except wire.Ended as ended:
+        outside.say(str(ended))
+
+
+@test
+def cgroups_that_a_peer_makes_have_one_quota():
+    """Whoever has a cgroup can make any number in it."""
+    top = support.bed.cgroup("delegated")
+    policy = "version = 1\n" + stage.rule(
+        "delegated", 4243, "delegated", extra="quota = { connections = 3 }")
+    with Delegate(policy) as delegate, contextlib.ExitStack() as stack:
+        for owner, expected in ((4243, 3), (0, 6)):
+            os.chown(top, owner, owner)
+            said = []
+            for name in "abcdef":
+                peer = stack.enter_context(Peer(
+                    _waits, delegate.socket, uid=4243,
+                    cgroup=support.bed.cgroup(f"delegated/{name}")))
+                said.append(peer.hear())
+            expect(said.count("served"), expected,
+                   f"those served where {owner} has the cgroup ({said})")
+            stack.close()
+            support.eventually(lambda: delegate.count()[1] == 1, "all ended")
 
 
 def _connects_in_a_loop(outside, path):

@@ -60,6 +60,11 @@ pub enum Hierarchy {
 impl Hierarchy {
     /// The path of a process in it, from the text of its `/proc/PID/cgroup`.
     pub fn path_in<'t>(&self, proc_cgroup: &'t str) -> Option<&'t str> {
+        self.line_in(proc_cgroup).map(|(_, path)| path)
+    }
+
+    /// Likewise, its controllers and the path.
+    pub(crate) fn line_in<'t>(&self, proc_cgroup: &'t str) -> Option<(&'t str, &'t str)> {
         proc_cgroup.lines().find_map(|line| {
             // "4:cpu,cpuacct:/path"; of version 2 "0::/path"
             let mut parts = line.splitn(3, ':');
@@ -68,7 +73,7 @@ impl Hierarchy {
                 Hierarchy::V2 => id == "0" && controllers.is_empty(),
                 Hierarchy::V1(name) => controllers.split(',').any(|own| own == name),
             };
-            is_it.then_some(path)
+            is_it.then_some((controllers, path))
         })
     }
 }
@@ -98,7 +103,8 @@ impl Default for Quota {
         Quota {
             connections: 256,
             concurrent: 16,
-            per_second: None,
+            // Far more than a libvirtd asks for, and few enough to write down.
+            per_second: Some(10_000),
         }
     }
 }

@@ -80,6 +80,11 @@ pub(super) fn serve<'a>(
             return None;
         }
     };
+    // It has nothing to ask for, and must not take the place of those that do.
+    if let Err(denied) = policy.admit(&peer.facts()) {
+        shared.dismiss(socket, Known::Peer(&peer), &denied.to_string());
+        return None;
+    }
     let quota = policy.quota_for(&peer.facts());
     drop(policy);
     let connected = match shared.scopes.connect(&peer, quota) {
@@ -618,7 +623,11 @@ impl<'a> Job<'a> {
         let duration = self.start.elapsed();
         let verdict = said.answer.verdict;
         shared.metrics.count(self.kind.id, verdict, duration);
-        let record = Record {
+        let unwritten = match verdict {
+            Verdict::Refused => shared.refused.pass(peer.scope()),
+            _ => Some(0),
+        };
+        let record = |unwritten| Record {
             request: header.request,
             peer,
             operation: Allowed::NAMES[self.kind.id as usize - 1],
@@ -632,8 +641,11 @@ impl<'a> Job<'a> {
             rule,
             duration,
             by_number,
+            unwritten,
         };
-        shared.audit(&record, &mut texts.line);
+        if let Some(unwritten) = unwritten {
+            shared.audit(&record(unwritten), &mut texts.line);
+        }
         if let Ok(running) = running {
             running.end(said.answer, &said.text);
         }

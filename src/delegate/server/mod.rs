@@ -32,7 +32,7 @@ use std::time::Duration;
 use std::{io, iter};
 
 pub use audit::Audit;
-use audit::{How, Known, Line, Throttle, Turned};
+use audit::{How, Known, Line, REFUSED_PER_SECOND, TURNED_PER_SECOND, Throttle, Turned, User};
 use listener::Listener;
 use metrics::{Gauges, Metrics};
 use peer::Peer;
@@ -52,7 +52,8 @@ pub(crate) struct Shared {
     /// do not all write to one place for every request.
     policy_number: AtomicU64,
     audit: RwLock<Audit>,
-    throttle: Throttle,
+    turned: Throttle<User>,
+    refused: Throttle<scope::Key>,
     metrics: Metrics,
     scopes: Scopes,
     listeners: Mutex<Vec<Arc<Listener>>>,
@@ -128,7 +129,8 @@ impl Server {
             policy: RwLock::new(Arc::new(policy)),
             policy_number: AtomicU64::new(1),
             audit: RwLock::new(audit),
-            throttle: Throttle::default(),
+            turned: Throttle::new(TURNED_PER_SECOND),
+            refused: Throttle::new(REFUSED_PER_SECOND),
             metrics: Metrics::new(),
             scopes: Scopes::default(),
             listeners: Mutex::default(),
@@ -393,7 +395,7 @@ impl Shared {
             How::Unsupported => &self.metrics.unsupported,
         };
         count.fetch_add(1, Ordering::Relaxed);
-        let Some(unwritten) = self.throttle.pass(&peer) else {
+        let Some(unwritten) = self.turned.pass(peer.user()) else {
             return;
         };
         let turned = Turned {
