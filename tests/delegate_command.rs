@@ -1046,9 +1046,9 @@ fn listeners_come_and_go_and_labels_tell_them_apart() {
     delegate.reload();
     target.expect_done(&first, "65536");
     target.expect_error(&second, "65536", "no rule names uid");
-    // Another label at the same address; the other one ends, with its
-    // connections.
-    let held = connect(&two);
+    // Another label at the same address: that ends its connections. The other
+    // one ends.
+    let held = connect(&one);
     file(listener(&one, "vm-3"));
     delegate.reload();
     target.expect_error(&first, "65536", "no rule names uid");
@@ -1209,7 +1209,6 @@ fn a_socket_of_another_kind_is_an_error_that_says_what_to_write() {
     let directory = Directory::new();
     let path = directory.policy(4096);
     let sockets = [listening(&directory.path("s"), libc::SOCK_STREAM)];
-    let sockets = [socket];
     let mut command = with_sockets(&sockets, "", &["--policy", &path]);
     let output = command.output().expect("it starts");
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -10,7 +10,7 @@ mod sink;
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::hash::Hash;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::journal::Journal;
-use self::sink::{Appended, Stream};
+use self::sink::{Appended, Stream, is_same, without_signals};
 use super::peer::Peer;
 use super::pidfd::Info;
 use crate::delegate::wire::{Answer, Verdict};
@@ -42,6 +42,17 @@ enum Sink {
     File(Appended),
     Stream(Stream),
     Journal(Journal),
+}
+
+impl Sink {
+    /// The file, and whether its last line was cut short.
+    fn file(&self) -> Option<(&File, bool)> {
+        match self {
+            Sink::File(file) => Some((file.file(), file.is_torn())),
+            Sink::Stream(stream) => Some((stream.file(), stream.is_torn())),
+            Sink::Nowhere | Sink::Journal(_) => None,
+        }
+    }
 }
 
 /// How often lost lines are reported.
@@ -72,13 +83,16 @@ impl Audit {
             .mode(0o640)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
-        Ok(Audit::new(Sink::File(Appended::new(file))))
+        Ok(Audit::new(match file.metadata()?.is_file() {
+            true => Sink::File(Appended::new(file)),
+            false => Sink::Stream(Stream::own(file)),
+        }))
     }
 
     /// A descriptor that somebody else reads, such as standard output; one
     /// JSON object a line.
     pub fn stream(descriptor: OwnedFd) -> Audit {
-        Audit::new(Sink::Stream(Stream::new(descriptor.into())))
+        Audit::new(Sink::Stream(Stream::given(descriptor.into())))
     }
 
     /// The socket of systemd's journal: [`JOURNAL`](Self::JOURNAL).
@@ -98,8 +112,21 @@ impl Audit {
         }
     }
 
-    /// Writes a line, in one call, so that lines of several threads and
-    /// processes do not mix.
+    /// Takes the place of another one, whose last line may have been cut short
+    /// in the same file.
+    pub(super) fn follow(&self, other: &Audit) {
+        let Some((file, is_torn)) = other.sink.file() else {
+            return;
+        };
+        match &self.sink {
+            Sink::File(own) if is_torn && is_same(own.file(), file) => own.continue_torn(),
+            Sink::Stream(own) if is_torn && is_same(own.file(), file) => own.continue_torn(),
+            _ => {}
+        }
+    }
+
+    /// Writes a line, in one call where that can be, so that lines of several
+    /// threads and processes do not mix.
     pub(crate) fn write(&self, record: &impl Line, line: &mut String) -> io::Result<()> {
         if matches!(self.sink, Sink::Nowhere) {
             return Ok(());
@@ -107,12 +134,12 @@ impl Audit {
         line.clear();
         // A String takes everything.
         let _ = record.write(line);
-        let written = match &self.sink {
+        let written = without_signals(|| match &self.sink {
             Sink::Nowhere => Ok(()),
             Sink::File(file) => file.append(line),
             Sink::Stream(stream) => stream.append(line),
             Sink::Journal(journal) => journal.send(record, line.trim_end()),
-        };
+        });
         if let Err(error) = &written {
             self.lose(error);
         }
@@ -690,5 +717,32 @@ mod tests {
                 .map_or(0, |unwritten| 1 + unwritten);
         }
         assert!(told >= flood, "{told} lines are known of");
+    }
+
+    #[test]
+    fn what_was_cut_short_is_ended_by_who_opens_the_file_next() {
+        let name = format!("virt-internal-audit-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let audit = || Audit::file(&path).expect("a file can be made");
+        let turned = Turned {
+            how: How::Refused,
+            peer: Known::Credentials(None, None),
+            text: "",
+            unwritten: 0,
+        };
+        let cut = audit();
+        let Sink::File(file) = &cut.sink else {
+            panic!("it is a file");
+        };
+        file.continue_torn();
+        let next = audit();
+        next.follow(&cut);
+        let mut line = String::new();
+        next.write(&turned, &mut line).expect("there is room");
+        next.write(&turned, &mut line).expect("there is room");
+        let text = std::fs::read_to_string(&path).expect("a text");
+        std::fs::remove_file(&path).expect("the file");
+        assert!(text.starts_with("\n{"), "{text:?}");
+        assert_eq!(text.matches('\n').count(), 3, "{text:?}");
     }
 }

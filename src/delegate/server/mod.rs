@@ -222,7 +222,9 @@ impl Server {
 
     /// Has audit lines go elsewhere.
     pub fn set_audit(&self, audit: Audit) {
-        *self.0.audit.write().unwrap_or_else(PoisonError::into_inner) = audit;
+        let mut old = self.0.audit.write().unwrap_or_else(PoisonError::into_inner);
+        audit.follow(&old);
+        *old = audit;
     }
 
     /// The counters, in Prometheus' text format.
