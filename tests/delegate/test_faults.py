@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A kernel that fails or lies, and a delegate that is slow: by strace."""
 
+import os
 import resource
+import signal
 import subprocess
 
 import stage
@@ -79,6 +81,37 @@ def what_the_kernel_does_not_tell_of_a_process_is_read_from_proc():
         found = as_peer(_ask_all, delegate.socket, cgroup=stage.cgroup("root"))
     expect({verdict for verdict, _ in found.values()}, {"handled"},
            f"verdicts {found}")
+
+
+@test
+def a_symlink_in_the_place_of_its_new_socket_leads_it_to_no_file():
+    """By whoever can write in the directory."""
+    directory = support.bed.path("swapped")
+    directory.mkdir()
+    victim = directory / "victim"
+    victim.touch(0o600)
+    policy = directory / "policy.toml"
+    policy.write_text("version = 1\n" + stage.rule("root", 0, "root"))
+    path = directory / "socket"
+    delegate = subprocess.Popen(
+        ["strace", "-f", "-o", "/dev/null", "-e", "trace=bind", "-e",
+         "inject=bind:delay_exit=2000000", support.bed.command,
+         "delegate", "--listen", f"unix:{path}", "--policy", policy],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        support.eventually(path.is_socket, "the socket is there")
+        path.unlink()
+        path.symlink_to(victim)
+        # It says that it listens, or why not.
+        said = delegate.stderr.readline()
+        expect(oct(victim.stat().st_mode), "0o100600", "the victim's mode")
+        expect("is not the socket that was made" in said, True, said)
+        expect(delegate.wait(support.DEADLINE), 1, "status")
+    finally:
+        if delegate.poll() is None:
+            for pid in support.children_of(delegate.pid):
+                os.kill(pid, signal.SIGKILL)
+        delegate.communicate()
 
 
 def _slow(outside, path, request):
