@@ -1067,13 +1067,13 @@ fn listeners_come_and_go_and_labels_tell_them_apart() {
     file(listener(&one, "vm-1") + &listener(&two, "vm-2"));
     delegate.reload();
     target.expect_done(&first, "65536");
-    target.expect_error(&second, "65536", "the delegate refused");
-    // Another label at the same address; the other one ends, with its
-    // connections.
-    let held = connect(&two);
+    target.expect_error(&second, "65536", "no rule names uid");
+    // Another label at the same address: that ends its connections. The other
+    // one ends.
+    let held = connect(&one);
     file(listener(&one, "vm-3"));
     delegate.reload();
-    target.expect_error(&first, "65536", "the delegate refused");
+    target.expect_error(&first, "65536", "no rule names uid");
     assert!(!Path::new(&two).exists(), "its socket is removed");
     target.expect_error(&second, "65536", "cannot be reached");
     // SAFETY: a byte to write.
@@ -1085,7 +1085,7 @@ fn listeners_come_and_go_and_labels_tell_them_apart() {
     let place = format!("{listeners}:5: ");
     assert!(said.contains(&place), "no {place:?} in {said:?}");
     delegate.expect_stderr(": the old listeners stay");
-    target.expect_error(&first, "65536", "the delegate refused");
+    target.expect_error(&first, "65536", "no rule names uid");
     // One that cannot be had leaves the others alone, and is tried again.
     let far = directory.path("none/s");
     file(listener(&one, "vm-1") + &listener(&far, "vm-1"));
@@ -1173,8 +1173,8 @@ fn sockets_that_systemd_passes_are_taken_over() {
     let target = Target::start();
     let addresses = names.each_ref().map(|path| format!("unix:{path}"));
     target.expect_done(&addresses[0], "65536");
-    target.expect_error(&addresses[1], "65536", "the delegate refused");
-    target.expect_error(&addresses[2], "65536", "the delegate refused");
+    target.expect_error(&addresses[1], "65536", "no rule names uid");
+    target.expect_error(&addresses[2], "65536", "no rule names uid");
     for line in [
         format!(
             "listening on unix:{} (label vm-1), from systemd\n",
@@ -1192,6 +1192,37 @@ fn sockets_that_systemd_passes_are_taken_over() {
         &mut with_sockets(&sockets, fdnames, &["--policy", &path]),
     );
     target.expect_done(&addresses[0], "32768");
+    delegate.stop();
+}
+
+/// As systemd does with `PassCredentials=`.
+#[test]
+fn a_socket_that_passes_credentials_is_served_as_any_other() {
+    let directory = Directory::new();
+    let policy = directory.policy(65536);
+    let path = directory.path("s");
+    let socket = listening(&path, libc::SOCK_SEQPACKET);
+    let yes: c_int = 1;
+    let length = size_of::<c_int>() as libc::socklen_t;
+    for option in [libc::SO_PASSCRED, libc::SO_TIMESTAMP] {
+        // SAFETY: an int of that length.
+        let set = unsafe {
+            let fd = socket.as_raw_fd();
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                option,
+                (&raw const yes).cast(),
+                length,
+            )
+        };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+    let sockets = [socket];
+    let mut command = with_sockets(&sockets, "", &["--policy", &policy]);
+    let delegate = Delegate::start_as(&directory, &mut command);
+    let target = Target::start();
+    target.expect_done(&format!("unix:{path}"), "65536");
     delegate.stop();
 }
 

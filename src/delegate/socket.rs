@@ -96,8 +96,8 @@ pub(crate) unsafe fn send(
 #[cfg(feature = "delegate")]
 pub(crate) struct Received {
     pub(crate) length: usize,
-    /// The packet was longer than the buffers, or had more descriptors than
-    /// there is room for.
+    /// The packet was longer than the buffers, had more descriptors than there
+    /// is room for, or something else besides.
     pub(crate) cut: bool,
     pub(crate) descriptors: [Option<Fd>; ROOM],
 }
@@ -137,23 +137,57 @@ pub(crate) unsafe fn receive(
         cut: message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
         descriptors: [const { None }; ROOM],
     };
-    if message.msg_controllen as usize >= size_of::<libc::cmsghdr>() {
-        // SAFETY: the kernel has written at least a header, and behind it as
-        // many descriptors as the header says, which are ours from now on. No
-        // option is set that would make it write anything else.
-        unsafe {
-            let control = control.as_ptr();
-            let length = (*control).header.cmsg_len;
-            let count = length.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<c_int>();
-            for (index, fd) in received.descriptors.iter_mut().take(count).enumerate() {
-                let number = (&raw const (*control).descriptors)
-                    .cast::<c_int>()
-                    .add(index);
-                *fd = Some(Fd::new(number.read().into()));
+    let mut places = received.descriptors.iter_mut();
+    // SAFETY: the kernel has written control messages of `msg_controllen` bytes
+    // in all, each as long as its header says. Descriptors in them are ours from
+    // now on.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&message);
+        while let Some(&libc::cmsghdr {
+            cmsg_len: length,
+            cmsg_level: level,
+            cmsg_type: kind,
+            ..
+        }) = header.as_ref()
+        {
+            // Whoever gave the socket may have asked for more than descriptors.
+            received.cut |= (level, kind) != (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+            if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
+                let count = (length as usize - control_length(0)) / size_of::<c_int>();
+                let numbers = libc::CMSG_DATA(header).cast::<c_int>();
+                for index in 0..count {
+                    let fd = Fd::new(numbers.add(index).read().into());
+                    match places.next() {
+                        Some(place) => *place = Some(fd),
+                        None => received.cut = true,
+                    }
+                }
             }
+            header = libc::CMSG_NXTHDR(&message, header);
         }
     }
     Ok(received)
+}
+
+/// Descriptors that the kernel itself adds.
+#[cfg(feature = "delegate")]
+const SCM_PIDFD: c_int = 4;
+
+/// Has the kernel add nothing to packets that are received. Systemd, say, has an
+/// option for each (`PassCredentials=`).
+#[cfg(feature = "delegate")]
+pub(crate) fn receive_nothing_besides(socket: c_int) {
+    const SO_PASSPIDFD: c_int = 76;
+    let options = [
+        libc::SO_PASSCRED,
+        libc::SO_PASSSEC,
+        SO_PASSPIDFD,
+        libc::SO_TIMESTAMP,
+    ];
+    for option in options {
+        // What the kernel does not know, it does not add.
+        let _ = set_option::<c_int>(socket, option, &0);
+    }
 }
 
 /// Waits until `events` can be had of the socket, or the time is over. `false`:
@@ -216,4 +250,80 @@ pub(crate) fn set_option<T: Copy>(socket: c_int, option: c_int, value: &T) -> Re
         )
     };
     check(set).map(|_| ())
+}
+
+#[cfg(all(test, feature = "delegate"))]
+mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+
+    use super::*;
+
+    fn pair() -> [OwnedFd; 2] {
+        let mut pair = [-1; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+        // SAFETY: two ints to write.
+        let made = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) };
+        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: just made.
+        pair.map(|fd| unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+    }
+
+    fn received(from: &OwnedFd) -> Received {
+        let mut buffer = [0; 16];
+        // SAFETY: a slice that nobody else uses.
+        let received = unsafe { receive(from.as_raw_fd(), &[slice_mut(&mut buffer)], 0) };
+        received.expect("a packet")
+    }
+
+    #[test]
+    fn only_descriptors_that_were_sent_are_taken_for_descriptors() {
+        // Also pidfds, which begin a message's control data where others end.
+        for option in [libc::SO_PASSCRED, libc::SO_TIMESTAMP, 76] {
+            let [near, far] = pair();
+            if set_option::<c_int>(near.as_raw_fd(), option, &1).is_err() {
+                assert_eq!(option, 76, "Linux 6.5 has it, all others are older");
+                continue;
+            }
+            // SAFETY: a slice.
+            unsafe { send(far.as_raw_fd(), &[slice(b"x")], &[], 0) }.expect("room");
+            let got = received(&near);
+            assert!(got.cut, "option {option}: nobody expects that");
+            let count = got.descriptors.iter().flatten().count();
+            assert_eq!(count, usize::from(option == 76), "option {option}");
+            drop(got);
+            receive_nothing_besides(near.as_raw_fd());
+            // SAFETY: a slice, and a descriptor that is open.
+            unsafe { send(far.as_raw_fd(), &[slice(b"x")], &[far.as_raw_fd()], 0) }.expect("room");
+            let got = received(&near);
+            assert!(!got.cut, "option {option} was reset");
+            assert!(matches!(got.descriptors, [Some(_), None, ..]));
+        }
+    }
+
+    #[test]
+    fn what_has_too_many_descriptors_is_cut() {
+        let [near, far] = pair();
+        // SAFETY: all zeros are valid.
+        let mut control: [u64; 16] = [0; 16];
+        // SAFETY: as above.
+        let mut message: libc::msghdr = unsafe { zeroed() };
+        let mut data = slice(b"x");
+        message.msg_iov = &raw mut data;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        let many = [far.as_raw_fd(); ROOM + 2];
+        message.msg_controllen = control_length(many.len()).next_multiple_of(8) as _;
+        // SAFETY: there is room for a header and that many ints.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = control_length(many.len()) as _;
+            libc::CMSG_DATA(header)
+                .cast::<[c_int; ROOM + 2]>()
+                .write(many);
+            assert_eq!(libc::sendmsg(far.as_raw_fd(), &message, 0), 1);
+        }
+        assert!(received(&near).cut);
+    }
 }

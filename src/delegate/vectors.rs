@@ -330,10 +330,14 @@ impl Target {
 }
 
 fn server() -> Server {
-    let policy = "version = 1\n[[rule]]\nname = \"none\"\npeer = { uid = 4294967294 }\n\
-                  target = { cgroup = \"/\", uid = 4294967294 }\n\
-                  process-set-max-core-size = { max = 0 }\n";
-    let policy = Policy::parse(policy, "policy").expect("a policy");
+    // SAFETY: asks for a number.
+    let uid = unsafe { libc::getuid() };
+    let policy = format!(
+        "version = 1\n[[rule]]\nname = \"none\"\npeer = {{ uid = {uid} }}\n\
+         target = {{ cgroup = \"/\", uid = 4294967294 }}\n\
+         process-set-max-core-size = {{ max = 0 }}\n"
+    );
+    let policy = Policy::parse(&policy, "policy").expect("a policy");
     Server::new(policy, Audit::nowhere()).expect("a server")
 }
 
@@ -476,7 +480,7 @@ fn what_is_understood_is_answered_and_the_connection_goes_on() {
             (verdict, code),
             "{name}: {text}"
         );
-        let expected = vector["text"].as_str().unwrap_or("no rule");
+        let expected = vector["text"].as_str().unwrap_or("rule \"none\": ");
         assert!(text.contains(expected), "{name}: {text}");
     }
     drop(target.end);

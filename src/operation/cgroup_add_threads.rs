@@ -538,7 +538,7 @@ mod served {
             }
             Ok(Kept {
                 plan,
-                scope: (asked.peer.label.clone(), asked.facts.scope()),
+                scope: asked.peer.scope(),
                 cpus: housekeeping.cpus.as_ref().map(|cpus| cpus.to_map()),
             })
         }

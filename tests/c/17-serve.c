@@ -362,6 +362,28 @@ SERVE_TEST(an_operation_is_done_counted_and_written_down)
     subject_end(&subject);
 }
 
+SERVE_TEST(a_reader_of_audit_lines_that_has_left_ends_nobody)
+{
+    Client client = client_start(is_served);
+    Subject subject = subject_start(1);
+    virInternalDelegatePtr delegate;
+    Running running;
+    int reader;
+
+    must(mkfifo(in_directory("audit"), 0600));
+    reader = must(open(in_directory("audit"), O_RDONLY | O_NONBLOCK));
+    write_policy(rule(getuid(), "", 65536));
+    delegate = new_delegate();
+    expect_success(virInternalDelegateListen(delegate, address_of("socket"),
+                                             "vm-1", 0));
+    running = run_in_thread(delegate);
+    must(close(reader));
+    client_passes(&client, wish(address_of("socket"), subject.pid, 65536));
+    expect_limit(subject.pid, RLIMIT_MEMLOCK, 65536, 65536);
+    stop_and_free(&running);
+    subject_end(&subject);
+}
+
 static int
 set_limit(Script *script)
 {

@@ -195,6 +195,50 @@ def a_lingering_socket_on_a_connection_that_was_not_accepted_blocks_nobody():
     blocks_nobody_else("waiting")
 
 
+def _linger(outside, path, pid, count):
+    """Connections that end with a message that is never read, whose descriptor
+    cannot be closed."""
+    blocking = [Lingering() for _ in range(count)]
+    connections = [Connection(path) for _ in range(count)]
+    stop(pid)
+    try:
+        for connection, each in zip(connections, blocking):
+            connection.send_raw(b"garbage")
+            connection.send(wire.MAX_CORE_SIZE, wire.bytes_limit(0), [each.fd])
+            each.sent()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # Its last words; now it is being closed.
+    outside.say([connection.answer().text for connection in connections])
+    outside.hear()
+    for each in blocking:
+        each.release()
+
+
+def _one_more(outside, path):
+    try:
+        Connection(path).close()
+        return "served"
+    except wire.Ended as ended:
+        return str(ended)
+
+
+@test
+def a_connection_that_cannot_be_closed_still_counts_for_its_quota():
+    delegate = stage.main
+    place = {"cgroup": stage.cgroup("quota")}
+    with Peer(_linger, delegate.socket, delegate.pid, 3, **place) as peer:
+        expect(peer.hear(), ["the message is too short"] * 3, "last words")
+        fourth = support.as_peer(_one_more, delegate.socket, **place)
+        expect("3 connections" in fourth, True, f"the fourth: {fourth}")
+        peer.say("release them")
+        peer.result()
+    support.eventually(
+        lambda: support.as_peer(_one_more, delegate.socket, **place) ==
+        "served", "there is room again")
+    delegate.require_flat(stage.at_first)
+
+
 def need_fuse():
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR))

@@ -4,6 +4,7 @@
 import os
 import re
 import resource
+import signal
 import subprocess
 
 import stage
@@ -224,6 +225,37 @@ def what_is_no_cgroup_has_the_mounts_read_again_only_if_they_changed():
         twice = reads(1)
         expect(twice > once, True, "the mounts were read after a change")
         expect(reads(10), twice, "reads of the mounts in the very end")
+
+
+@test
+def a_symlink_in_the_place_of_its_new_socket_leads_it_to_no_file():
+    """By whoever can write in the directory."""
+    directory = support.bed.path("swapped")
+    directory.mkdir()
+    victim = directory / "victim"
+    victim.touch(0o600)
+    policy = directory / "policy.toml"
+    policy.write_text("version = 1\n" + stage.rule("root", 0, "root"))
+    path = directory / "socket"
+    delegate = subprocess.Popen(
+        ["strace", "-f", "-o", "/dev/null", "-e", "trace=bind", "-e",
+         "inject=bind:delay_exit=2000000", support.bed.command,
+         "delegate", "--listen", f"unix:{path}", "--policy", policy],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        support.eventually(path.is_socket, "the socket is there")
+        path.unlink()
+        path.symlink_to(victim)
+        # It says that it listens, or why not.
+        said = delegate.stderr.readline()
+        expect(oct(victim.stat().st_mode), "0o100600", "the victim's mode")
+        expect("is not the socket that was made" in said, True, said)
+        expect(delegate.wait(support.DEADLINE), 1, "status")
+    finally:
+        if delegate.poll() is None:
+            for pid in support.children_of(delegate.pid):
+                os.kill(pid, signal.SIGKILL)
+        delegate.communicate()
 
 
 def _slow(outside, path, request):

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Peers that take more than their share."""
 
+import contextlib
 import os
 import resource
+import socket
 import threading
+import time
 
 import stage
 import support
@@ -96,6 +99,145 @@ process-set-max-core-size = { max = 0 }
                 support.served(delegate.socket, stage.cgroup("other"))
         delegate.require_flat(before)
         expect(made > 200, True, f"there were many ({made})")
+
+
+def _greeted(outside, path):
+    """What the first connection gets that is not served."""
+    held = []
+    while True:
+        try:
+            held.append(Connection(path))
+        except wire.Ended as ended:
+            return str(ended)
+
+
+@test
+def without_a_thread_for_it_a_connection_is_refused_and_not_just_closed():
+    if support.bed.v1 is None:
+        raise support.Skipped("there is no hierarchy of v1 with pids")
+    pids = support.bed.cgroup("pids", version=1)
+    policy = "version = 1\n" + stage.rule("root", 0, "root")
+    with Delegate(policy) as delegate:
+        (pids / "cgroup.procs").write_text(str(delegate.pid))
+        (pids / "pids.max").write_text(str(len(os.listdir(
+            f"/proc/{delegate.pid}/task")) + 2))
+        said = as_peer(_greeted, delegate.socket, cgroup=stage.cgroup("root"))
+        expect("no thread" in said, True, f"what the third is told: {said}")
+        delegate.line(0, event="connection", outcome="refused", reason=said)
+        (pids / "pids.max").write_text("max")
+        support.served(delegate.socket, stage.cgroup("root"))
+
+
+def _strange(outside, path, count):
+    said = set()
+    for _ in range(count):
+        try:
+            with Connection(path):
+                said.add("served")
+        except wire.Ended as ended:
+            said.add(str(ended))
+    return sorted(said)
+
+
+@test
+def whom_no_rule_names_takes_no_connection_and_few_lines():
+    delegate = stage.main
+    mark, start = delegate.mark(), time.monotonic()
+    said = as_peer(_strange, delegate.socket, 1000, uid=4243,
+                   cgroup=stage.cgroup("nobody"))
+    expect(len(said), 1, f"answers ({said})")
+    expect("no rule names uid 4243" in said[0], True, f"the answer ({said})")
+    seconds = int(time.monotonic() - start) + 2
+    lines = [line for line in delegate.lines()[mark:]
+             if line["peer"]["uid"] == 4243]
+    expect(0 < len(lines) <= 10 * seconds, True,
+           f"{len(lines)} lines in {seconds} s")
+    expect({line["reason"] for line in lines}, set(said), "reasons")
+
+
+def _refused(outside, path, count):
+    body = wire.bytes_limit(4097)
+    with Connection(path) as connection, Qemu() as qemu:
+        return sorted({connection.ask(wire.MAX_CORE_SIZE, body,
+                                      [qemu.pidfd]).verdict
+                       for _ in range(count)})
+
+
+@test
+def refusals_do_not_fill_the_disk_and_are_counted():
+    delegate = stage.main
+    place = {"cgroup": stage.cgroup("root")}
+    mark, start = delegate.mark(), time.monotonic()
+    verdicts = as_peer(_refused, delegate.socket, 5000, **place)
+    expect(verdicts, ["refused"], "verdicts")
+    seconds = int(time.monotonic() - start) + 2
+    count = delegate.mark() - mark
+    expect(0 < count <= 100 * seconds, True, f"{count} lines in {seconds} s")
+
+    def told():
+        as_peer(_refused, delegate.socket, 1, **place)
+        lines = delegate.lines()[mark:]
+        return len(lines) + sum(line.get("unwritten", 0) for line in lines)
+    support.eventually(lambda: told() > 5000, "all refusals are known of")
+
+
+def _waits(outside, path):
+    try:
+        with Connection(path):
+            outside.say("served")
+            outside.hear()
+    except wire.Ended as ended:
+        outside.say(str(ended))
+
+
+@test
+def cgroups_that_a_peer_makes_have_one_quota():
+    """Whoever has a cgroup can make any number in it."""
+    top = support.bed.cgroup("delegated")
+    policy = "version = 1\n" + stage.rule(
+        "delegated", 4243, "delegated", extra="quota = { connections = 3 }")
+    with Delegate(policy) as delegate, contextlib.ExitStack() as stack:
+        for owner, expected in ((4243, 3), (0, 6)):
+            os.chown(top, owner, owner)
+            said = []
+            for name in "abcdef":
+                peer = stack.enter_context(Peer(
+                    _waits, delegate.socket, uid=4243,
+                    cgroup=support.bed.cgroup(f"delegated/{name}")))
+                said.append(peer.hear())
+            expect(said.count("served"), expected,
+                   f"those served where {owner} has the cgroup ({said})")
+            stack.close()
+            support.eventually(lambda: delegate.count()[1] == 1, "all ended")
+
+
+def _connects_in_a_loop(outside, path):
+    outside.say("begins")
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as one:
+            with contextlib.suppress(BlockingIOError):
+                one.connect(path)
+
+
+def _hello(outside, path):
+    Connection(path, timeout=support.DEADLINE).close()
+    return "hello"
+
+
+@test
+def whoever_connects_in_a_loop_holds_up_neither_other_listeners_nor_the_end():
+    policy = "version = 1\n" + stage.rule("root", 0, "root")
+    with Delegate(policy, labels=("flooded", "other")) as delegate, \
+            contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Peer(
+                _connects_in_a_loop, delegate.sockets["flooded"],
+                uid=4243, cgroup=stage.cgroup("nobody"))).hear()
+        for _ in range(3):
+            expect(as_peer(_hello, delegate.sockets["other"],
+                           cgroup=stage.cgroup("root")), "hello",
+                   "what another listener's peer gets")
+        delegate.stop()
 
 
 def _flood(outside, path):

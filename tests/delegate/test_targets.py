@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Processes and threads that a peer must not have changed."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -102,9 +103,21 @@ def a_target_of_another_user_in_the_same_cgroup_is_refused():
 
 @test
 def a_peer_that_no_rule_names_is_refused():
-    refuses_all(MACHINE_UID, "root", MACHINE_UID, "root/qemu",
-                "root/qemu/vcpus")
-    refuses_all(0, "nobody", 0, "nobody", "root/qemu/vcpus")
+    for uid, cgroup in ((MACHINE_UID, "root"), (0, "nobody")):
+        code, errnum, message, before, after = support.as_peer(
+            _stranger, stage.main.socket, uid=uid, cgroup=stage.cgroup(cgroup))
+        expect([code, errnum], [4, EPERM], f"error ({message})")
+        expect("no rule names" in message, True, f"why ({message})")
+        expect(after, before, "the target's state")
+
+
+def _stranger(outside, path):
+    """It does not even have a connection."""
+    connect_delegate(path)
+    with Qemu() as qemu:
+        before = state(qemu.pid)["limits"]
+        refusal = call(support.vir.process_set_max_core_size, qemu.pid, 0)
+        return [*refusal, before, state(qemu.pid)["limits"]]
 
 
 def _target_delegate(outside, path):
@@ -257,12 +270,18 @@ def a_forged_pid_of_a_permitted_peer_does_not_permit_anything():
     # The victim must be in the forger's PID namespace: root needs none.
     with Peer(_wait, cgroup=stage.cgroup("root")) as victim:
         victim.hear()
-        with Peer(_forger, stage.main.socket, victim.pid,
-                  cgroup=stage.cgroup("nobody")) as peer:
-            peer.hear()
-            peer.say("go on")
-            first, second, _ = peer.result()
-    expect([first[0], second[0]], ["refused", "refused"], "verdicts")
+        said = as_peer(_stranger_forges, stage.main.socket, victim.pid,
+                       cgroup=stage.cgroup("nobody"))
+    expect("no rule names uid 0" in said, True, f"what it is told ({said})")
+
+
+def _stranger_forges(outside, path, victim):
+    forged = struct.pack("=iII", victim, 0, 0)
+    with Connection(path, hello=False) as early:
+        with contextlib.suppress(BrokenPipeError):
+            early.send(wire.HELLO, wire.hello_body(), version=0, ancillary=[
+                (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, forged)])
+        return early.answer().text
 
 
 def _wait(outside):

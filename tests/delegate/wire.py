@@ -42,6 +42,10 @@ class Ended(Exception):
     """The delegate closed the connection without a word."""
 
 
+class Stranger(Ended):
+    """The delegate closed the connection because no rule names the peer."""
+
+
 def header(operation, size, request=1, version=1, magic=b"VIRd", protocol=1,
            flags=0):
     return HEADER.pack(magic, protocol, operation, version, size, flags,
@@ -71,7 +75,9 @@ class Connection:
             message = self.receive()
             operation = HEADER.unpack_from(message)[2]
             if operation != HELLO:
-                raise Ended(read_answer(message).text)
+                text = read_answer(message).text
+                raise (Stranger if text.startswith("no rule names uid ")
+                       else Ended)(text)
 
     def __enter__(self):
         return self

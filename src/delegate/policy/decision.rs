@@ -102,6 +102,16 @@ impl fmt::Display for Denied {
 
 impl std::error::Error for Denied {}
 
+impl Denied {
+    fn stranger(peer: &Peer<'_>) -> Denied {
+        Denied {
+            closeness: Closeness::Peer,
+            rule: None,
+            why: format!("no rule names {peer}"),
+        }
+    }
+}
+
 impl Policy {
     /// The rules that are for that peer, in the file's order.
     pub fn rules_for<'p>(&'p self, peer: &Peer<'_>) -> impl Iterator<Item = &'p Rule> {
@@ -125,11 +135,15 @@ impl Policy {
                 },
             }
         }
-        Err(closest.unwrap_or_else(|| Denied {
-            closeness: Closeness::Peer,
-            rule: None,
-            why: format!("no rule names {peer}"),
-        }))
+        Err(closest.unwrap_or_else(|| Denied::stranger(peer)))
+    }
+
+    /// Whether a rule names that peer.
+    pub fn admit(&self, peer: &Peer<'_>) -> Result<(), Denied> {
+        match self.rules_for(peer).next() {
+            Some(_) => Ok(()),
+            None => Err(Denied::stranger(peer)),
+        }
     }
 
     /// What that peer's scope may take. Of several rules the first that has a

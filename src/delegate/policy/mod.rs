@@ -60,12 +60,16 @@ pub enum Hierarchy {
 impl Hierarchy {
     /// The path of a process in it, from the text of its `/proc/PID/cgroup`.
     pub fn path_in<'t>(&self, proc_cgroup: &'t str) -> Option<&'t str> {
+        self.line_in(proc_cgroup).map(|(_, path)| path)
+    }
+
+    /// Likewise, its controllers and the path.
+    pub(crate) fn line_in<'t>(&self, proc_cgroup: &'t str) -> Option<(&'t str, &'t str)> {
         let mut hierarchies = hierarchies(proc_cgroup);
-        let found = hierarchies.find(|(controllers, _)| match self {
+        hierarchies.find(|(controllers, _)| match self {
             Hierarchy::V2 => controllers.is_empty(),
             Hierarchy::V1(name) => controllers.split(',').any(|own| own == name),
-        });
-        found.map(|(_, path)| path)
+        })
     }
 }
 
@@ -113,7 +117,8 @@ impl Default for Quota {
         Quota {
             connections: 256,
             concurrent: 16,
-            per_second: None,
+            // Far more than a libvirtd asks for, and few enough to write down.
+            per_second: Some(10_000),
         }
     }
 }

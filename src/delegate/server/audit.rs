@@ -8,8 +8,10 @@
 mod journal;
 mod sink;
 
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::hash::Hash;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -19,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::journal::Journal;
-use self::sink::{Appended, Stream};
+use self::sink::{Appended, Stream, is_same, without_signals};
 use super::peer::Peer;
 use super::pidfd::Info;
 use crate::delegate::wire::{Answer, Verdict};
@@ -40,6 +42,17 @@ enum Sink {
     File(Appended),
     Stream(Stream),
     Journal(Journal),
+}
+
+impl Sink {
+    /// The file, and whether its last line was cut short.
+    fn file(&self) -> Option<(&File, bool)> {
+        match self {
+            Sink::File(file) => Some((file.file(), file.is_torn())),
+            Sink::Stream(stream) => Some((stream.file(), stream.is_torn())),
+            Sink::Nowhere | Sink::Journal(_) => None,
+        }
+    }
 }
 
 /// How often lost lines are reported.
@@ -70,13 +83,16 @@ impl Audit {
             .mode(0o640)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
-        Ok(Audit::new(Sink::File(Appended::new(file))))
+        Ok(Audit::new(match file.metadata()?.is_file() {
+            true => Sink::File(Appended::new(file)),
+            false => Sink::Stream(Stream::own(file)),
+        }))
     }
 
     /// A descriptor that somebody else reads, such as standard output; one
     /// JSON object a line.
     pub fn stream(descriptor: OwnedFd) -> Audit {
-        Audit::new(Sink::Stream(Stream::new(descriptor.into())))
+        Audit::new(Sink::Stream(Stream::given(descriptor.into())))
     }
 
     /// The socket of systemd's journal: [`JOURNAL`](Self::JOURNAL).
@@ -96,8 +112,21 @@ impl Audit {
         }
     }
 
-    /// Writes a line, in one call, so that lines of several threads and
-    /// processes do not mix.
+    /// Takes the place of another one, whose last line may have been cut short
+    /// in the same file.
+    pub(super) fn follow(&self, other: &Audit) {
+        let Some((file, is_torn)) = other.sink.file() else {
+            return;
+        };
+        match &self.sink {
+            Sink::File(own) if is_torn && is_same(own.file(), file) => own.continue_torn(),
+            Sink::Stream(own) if is_torn && is_same(own.file(), file) => own.continue_torn(),
+            _ => {}
+        }
+    }
+
+    /// Writes a line, in one call where that can be, so that lines of several
+    /// threads and processes do not mix.
     pub(crate) fn write(&self, record: &impl Line, line: &mut String) -> io::Result<()> {
         if matches!(self.sink, Sink::Nowhere) {
             return Ok(());
@@ -105,12 +134,12 @@ impl Audit {
         line.clear();
         // A String takes everything.
         let _ = record.write(line);
-        let written = match &self.sink {
+        let written = without_signals(|| match &self.sink {
             Sink::Nowhere => Ok(()),
             Sink::File(file) => file.append(line),
             Sink::Stream(stream) => stream.append(line),
             Sink::Journal(journal) => journal.send(record, line.trim_end()),
-        };
+        });
         if let Err(error) = &written {
             self.lose(error);
         }
@@ -155,6 +184,8 @@ pub(crate) struct Record<'a> {
     pub(crate) duration: Duration,
     /// A thread was known by its number alone.
     pub(crate) by_number: bool,
+    /// How many that were refused had no line before this one.
+    pub(crate) unwritten: u64,
 }
 
 impl Line for Record<'_> {
@@ -197,6 +228,7 @@ impl Line for Record<'_> {
         if self.target.is_some() {
             string(line, "proof", self.proof())?;
         }
+        unwritten(line, self.unwritten)?;
         writeln!(line, ",\"microseconds\":{}}}", self.duration.as_micros())
     }
 
@@ -292,15 +324,18 @@ pub(crate) enum Known<'a> {
     Credentials(Option<libc::ucred>, Option<&'a str>),
 }
 
+/// Those that share what may be written of connections: a user at a listener.
+pub(crate) type User = (Option<u32>, Option<String>);
+
 impl Known<'_> {
-    /// Those that share what may be written of them.
-    fn key(&self) -> (Option<u32>, Option<&str>) {
-        match self {
+    pub(crate) fn user(&self) -> User {
+        let (uid, label) = match self {
             Known::Peer(peer) => (Some(peer.uid), peer.label.as_deref()),
             Known::Credentials(credentials, label) => {
                 (credentials.map(|credentials| credentials.uid), *label)
             }
-        }
+        };
+        (uid, label.map(str::to_owned))
     }
 }
 
@@ -335,20 +370,18 @@ impl Line for Turned<'_> {
         }
         string(line, "outcome", self.outcome())?;
         string(line, "reason", self.text)?;
-        if self.unwritten > 0 {
-            write!(line, ",\"unwritten\":{}", self.unwritten)?;
-        }
+        unwritten(line, self.unwritten)?;
         line.write_str("}\n")
     }
 
     fn fields(&self, field: &mut dyn FnMut(&str, fmt::Arguments<'_>)) {
         let outcome = self.outcome();
-        let (uid, label) = self.peer.key();
+        let (uid, label) = self.peer.user();
         let (of, uid) = match uid {
             Some(uid) => (" of user ", uid.to_string()),
             None => ("", String::new()),
         };
-        let whose = Whose(label);
+        let whose = Whose(label.as_deref());
         field(
             "MESSAGE",
             format_args!("connection{of}{uid}{whose}: {outcome}: {}", self.text),
@@ -375,61 +408,78 @@ impl Line for Turned<'_> {
 
 /// How many lines about connections a user at a listener gets in a second:
 /// whoever connects in a loop must not fill the disk.
-const TURNED_PER_SECOND: u64 = 10;
+pub(crate) const TURNED_PER_SECOND: u64 = 10;
 
-/// How many users and listeners that is counted for.
-const TURNED_KEYS: usize = 1024;
+/// How many lines about operations that were refused a peer scope gets in a
+/// second.
+pub(crate) const REFUSED_PER_SECOND: u64 = 100;
 
-/// What was written about connections of late.
-#[derive(Default)]
-pub(crate) struct Throttle(Mutex<Vec<Turns>>);
+/// How many that is counted for, each by itself. All others share.
+const THROTTLED: usize = 1024;
+
+/// What was written of late about each of those that lines are for.
+pub(crate) struct Throttle<K> {
+    /// In a second.
+    most: u64,
+    /// `None`: all those that there was no room for.
+    turns: Mutex<HashMap<Option<K>, Turns>>,
+}
 
 struct Turns {
-    uid: Option<u32>,
-    label: Option<String>,
     since: Instant,
     written: u64,
     unwritten: u64,
 }
 
-impl Throttle {
-    /// How many were not written before this one, which is; `None`: neither is
-    /// this one.
-    pub(crate) fn pass(&self, peer: &Known<'_>) -> Option<u64> {
-        self.pass_at(peer.key(), Instant::now())
+impl Turns {
+    fn new(since: Instant) -> Turns {
+        Turns {
+            since,
+            written: 0,
+            unwritten: 0,
+        }
     }
 
-    fn pass_at(&self, (uid, label): (Option<u32>, Option<&str>), now: Instant) -> Option<u64> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |turns: &Turns| now.duration_since(turns.since) >= Duration::from_secs(1);
-        let found = all
-            .iter()
-            .position(|turns| turns.uid == uid && turns.label.as_deref() == label);
-        let index = match found {
-            Some(index) => index,
-            None => {
-                if all.len() >= TURNED_KEYS {
-                    all.retain(|turns| !is_over(turns));
-                }
-                if all.len() >= TURNED_KEYS {
-                    return None;
-                }
-                all.push(Turns {
-                    uid,
-                    label: label.map(str::to_owned),
-                    since: now,
-                    written: 0,
-                    unwritten: 0,
-                });
-                all.len() - 1
+    fn is_over(&self, now: Instant) -> bool {
+        now.duration_since(self.since) >= Duration::from_secs(1)
+    }
+}
+
+impl<K: Eq + Hash> Throttle<K> {
+    pub(crate) fn new(most: u64) -> Throttle<K> {
+        Throttle {
+            most,
+            turns: Mutex::default(),
+        }
+    }
+
+    /// How many were not written before this one, which is; `None`: neither is
+    /// this one.
+    pub(crate) fn pass(&self, whose: K) -> Option<u64> {
+        self.pass_at(whose, Instant::now())
+    }
+
+    fn pass_at(&self, whose: K, now: Instant) -> Option<u64> {
+        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut whose = Some(whose);
+        if all.len() >= THROTTLED && !all.contains_key(&whose) {
+            // None goes uncounted.
+            let mut unwritten = 0;
+            for (_, over) in all.extract_if(|_, turns| turns.is_over(now)) {
+                unwritten += over.unwritten;
             }
-        };
-        let turns = &mut all[index];
-        if is_over(turns) {
+            let others = all.entry(None).or_insert_with(|| Turns::new(now));
+            others.unwritten += unwritten;
+            if all.len() >= THROTTLED {
+                whose = None;
+            }
+        }
+        let turns = all.entry(whose).or_insert_with(|| Turns::new(now));
+        if turns.is_over(now) {
             turns.since = now;
             turns.written = 0;
         }
-        if turns.written >= TURNED_PER_SECOND {
+        if turns.written >= self.most {
             turns.unwritten += 1;
             return None;
         }
@@ -543,6 +593,14 @@ pub(crate) fn outcome(verdict: Verdict) -> &'static str {
     }
 }
 
+/// How many lines were left out, if any.
+fn unwritten(line: &mut String, count: u64) -> fmt::Result {
+    match count {
+        0 => Ok(()),
+        _ => write!(line, ",\"unwritten\":{count}"),
+    }
+}
+
 /// A field with a text.
 fn string(line: &mut String, name: &str, text: &str) -> fmt::Result {
     write!(line, ",\"{name}\":")?;
@@ -621,12 +679,9 @@ mod tests {
 
     #[test]
     fn a_user_gets_ten_lines_about_connections_in_a_second() {
-        let throttle = Throttle::default();
+        let throttle = Throttle::new(TURNED_PER_SECOND);
         let start = Instant::now();
-        let pass = |uid, seconds| {
-            let now = start + Duration::from_secs(seconds);
-            throttle.pass_at((Some(uid), Some("vm-1")), now)
-        };
+        let pass = |uid, seconds| throttle.pass_at(uid, start + Duration::from_secs(seconds));
         for _ in 0..10 {
             assert_eq!(pass(107, 0), Some(0));
         }
@@ -639,5 +694,55 @@ mod tests {
             "the next line says how many had none"
         );
         assert_eq!(pass(107, 1), Some(0));
+    }
+
+    #[test]
+    fn a_user_of_many_ids_does_not_silence_others_uncounted() {
+        let throttle = Throttle::new(TURNED_PER_SECOND);
+        let start = Instant::now();
+        let flood: u64 = 5000;
+        let mut told = 0;
+        for uid in 0..flood {
+            told += throttle
+                .pass_at(uid, start)
+                .map_or(0, |unwritten| 1 + unwritten);
+        }
+        assert!(told < 1100, "{told} lines in a second");
+        // The next second: of each line of the first one it is known that it
+        // was, if not whose.
+        let later = start + Duration::from_secs(1);
+        for uid in flood..2 * flood {
+            told += throttle
+                .pass_at(uid, later)
+                .map_or(0, |unwritten| 1 + unwritten);
+        }
+        assert!(told >= flood, "{told} lines are known of");
+    }
+
+    #[test]
+    fn what_was_cut_short_is_ended_by_who_opens_the_file_next() {
+        let name = format!("virt-internal-audit-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let audit = || Audit::file(&path).expect("a file can be made");
+        let turned = Turned {
+            how: How::Refused,
+            peer: Known::Credentials(None, None),
+            text: "",
+            unwritten: 0,
+        };
+        let cut = audit();
+        let Sink::File(file) = &cut.sink else {
+            panic!("it is a file");
+        };
+        file.continue_torn();
+        let next = audit();
+        next.follow(&cut);
+        let mut line = String::new();
+        next.write(&turned, &mut line).expect("there is room");
+        next.write(&turned, &mut line).expect("there is room");
+        let text = std::fs::read_to_string(&path).expect("a text");
+        std::fs::remove_file(&path).expect("the file");
+        assert!(text.starts_with("\n{"), "{text:?}");
+        assert_eq!(text.matches('\n').count(), 3, "{text:?}");
     }
 }

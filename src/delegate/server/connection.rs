@@ -54,17 +54,18 @@ impl From<Malformed> for End {
     }
 }
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. To close it may take any time, for which
+/// it still counts: what is returned is to be dropped after the socket.
 ///
 /// Once the peer is known to be within its quotas, it is not `arriving` any
 /// more.
-pub(super) fn serve(
-    shared: &Shared,
+pub(super) fn serve<'a>(
+    shared: &'a Shared,
     socket: &Fd,
     peer: Option<Peer>,
     label: Option<String>,
     arriving: &mut Option<Arriving>,
-) {
+) -> Option<Connected<'a>> {
     let policy = shared.policy();
     let known = match peer {
         Some(peer) => Ok(peer),
@@ -74,28 +75,36 @@ pub(super) fn serve(
         Ok(peer) => peer,
         Err(unknown) => {
             let known = Known::Credentials(peer::credentials(socket.get()).ok(), label.as_deref());
-            return shared.dismiss(socket, known, &unknown.to_string());
+            shared.dismiss(socket, known, &unknown.to_string());
+            return None;
         }
     };
+    // It has nothing to ask for, and must not take the place of those that do.
+    if let Err(denied) = policy.admit(&peer.facts()) {
+        shared.dismiss(socket, Known::Peer(&peer), &denied.to_string());
+        return None;
+    }
     let quota = policy.quota_for(&peer.facts());
     drop(policy);
     let connected = match shared.scopes.connect(&peer, quota) {
         Ok(connected) => connected,
         Err(exhausted) => {
-            return shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
+            shared.dismiss(socket, Known::Peer(&peer), &exhausted.to_string());
+            return None;
         }
     };
     *arriving = None;
     shared.metrics.connections.fetch_add(1, Ordering::Relaxed);
     let Ok(buffer) = Buffer::new() else {
         let text = "the delegate has no memory left";
-        return shared.dismiss(socket, Known::Peer(&peer), text);
+        shared.dismiss(socket, Known::Peer(&peer), text);
+        return Some(connected);
     };
     let connection = Connection {
         shared,
         socket,
         peer,
-        connected,
+        connected: &connected,
     };
     connection.run(&mut Workspace {
         policy: shared.numbered_policy(),
@@ -103,6 +112,7 @@ pub(super) fn serve(
         texts: Texts::default(),
         last: Last::default(),
     });
+    Some(connected)
 }
 
 impl Shared {
@@ -231,7 +241,7 @@ struct Connection<'a> {
     shared: &'a Shared,
     socket: &'a Fd,
     peer: Peer,
-    connected: Connected<'a>,
+    connected: &'a Connected<'a>,
 }
 
 /// What one request after the other is worked on with.
@@ -267,6 +277,7 @@ impl Connection<'_> {
 
     /// Both sides say hello.
     fn greet(&self, space: &mut Workspace) -> Result<(), End> {
+        socket::receive_nothing_besides(self.socket.get());
         let _ = allow_descriptors(self.socket, true);
         self.set_time(libc::SO_SNDTIMEO, SEND_TIME)?;
         self.set_time(libc::SO_RCVTIMEO, HELLO_TIME)?;
@@ -615,7 +626,11 @@ impl<'a> Job<'a> {
         let duration = self.start.elapsed();
         let verdict = said.answer.verdict;
         shared.metrics.count(self.kind.id, verdict, duration);
-        let record = Record {
+        let unwritten = match verdict {
+            Verdict::Refused => shared.refused.pass(peer.scope()),
+            _ => Some(0),
+        };
+        let record = |unwritten| Record {
             request: header.request,
             peer,
             operation: Allowed::NAMES[self.kind.id as usize - 1],
@@ -629,8 +644,11 @@ impl<'a> Job<'a> {
             rule,
             duration,
             by_number,
+            unwritten,
         };
-        shared.audit(&record, &mut texts.line);
+        if let Some(unwritten) = unwritten {
+            shared.audit(&record(unwritten), &mut texts.line);
+        }
         if let Ok(running) = running {
             running.end(said.answer, &said.text);
         }

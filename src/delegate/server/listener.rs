@@ -2,10 +2,10 @@
 //! The sockets that peers connect to.
 
 use std::ffi::CString;
-use std::fs::{self, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,9 +58,8 @@ impl Listener {
                 // SAFETY: an address of that length.
                 check(unsafe { libc::bind(socket.get(), sockaddr.cast(), length) })
                     .map_err(io_error)?;
-                fs::set_permissions(&path, Permissions::from_mode(0o666))?;
-                let status = fs::symlink_metadata(&path)?;
-                let file = Some((path, (status.dev(), status.ino())));
+                let identity = open_to_all(&path)?;
+                let file = Some((path, identity));
                 // SAFETY: numbers only.
                 check(unsafe { libc::listen(socket.get(), BACKLOG) }).map_err(io_error)?;
                 Listener::new(socket, address, label, file)
@@ -185,6 +184,28 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.remove_file();
     }
+}
+
+/// Lets everybody connect to a socket that was just made. Its device and inode.
+/// Whoever can write in that directory may have put something else there: not
+/// that, nor what it links to, is changed.
+fn open_to_all(path: &Path) -> io::Result<(u64, u64)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let status = file.metadata()?;
+    // SAFETY: asks for a number.
+    let own = unsafe { libc::geteuid() };
+    if !status.file_type().is_socket() || status.uid() != own || status.nlink() != 1 {
+        let path = path.display();
+        return Err(io::Error::other(format!(
+            "{path} is not the socket that was made there: somebody else writes in that directory"
+        )));
+    }
+    let place = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(place, Permissions::from_mode(0o666))?;
+    Ok((status.dev(), status.ino()))
 }
 
 /// Removes the file of a delegate that is no more: a socket that nobody

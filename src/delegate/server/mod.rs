@@ -28,15 +28,15 @@ pub(crate) mod serve;
 pub(crate) mod threads;
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use std::{io, iter};
 
 pub use audit::Audit;
-use audit::{How, Known, Line, Throttle, Turned};
+use audit::{How, Known, Line, REFUSED_PER_SECOND, TURNED_PER_SECOND, Throttle, Turned, User};
 use listener::Listener;
 use metrics::{Gauges, Metrics};
 use peer::Peer;
@@ -56,7 +56,8 @@ pub(crate) struct Shared {
     /// do not all write to one place for every request.
     policy_number: AtomicU64,
     audit: RwLock<Audit>,
-    throttle: Throttle,
+    turned: Throttle<User>,
+    refused: Throttle<scope::Key>,
     metrics: Metrics,
     scopes: Scopes,
     listeners: Mutex<Vec<Arc<Listener>>>,
@@ -74,6 +75,9 @@ pub(crate) struct Shared {
 /// How many connections arrive at a time: more wait to be accepted, so that who
 /// makes them faster than they are turned away takes no more than that.
 const ARRIVING_MAX: usize = 128;
+
+/// How many connections of a listener are accepted before it is others' turn.
+const ROUND: usize = 16;
 
 /// A connection that is arriving.
 struct Arriving(Arc<Shared>);
@@ -129,7 +133,8 @@ impl Server {
             policy: RwLock::new(Arc::new(policy)),
             policy_number: AtomicU64::new(1),
             audit: RwLock::new(audit),
-            throttle: Throttle::default(),
+            turned: Throttle::new(TURNED_PER_SECOND),
+            refused: Throttle::new(REFUSED_PER_SECOND),
             metrics: Metrics::new(),
             scopes: Scopes::default(),
             listeners: Mutex::default(),
@@ -221,7 +226,9 @@ impl Server {
 
     /// Has audit lines go elsewhere.
     pub fn set_audit(&self, audit: Audit) {
-        *self.0.audit.write().unwrap_or_else(PoisonError::into_inner) = audit;
+        let mut old = self.0.audit.write().unwrap_or_else(PoisonError::into_inner);
+        audit.follow(&old);
+        *old = audit;
     }
 
     /// The counters, in Prometheus' text format.
@@ -240,9 +247,9 @@ impl Server {
         while !self.0.stopped.load(Ordering::Acquire) {
             let listeners = lock(&self.0.listeners).clone();
             for listener in listener::wait(&listeners, &self.0.wake)? {
-                while let Some(socket) = listener.accept() {
+                for socket in iter::from_fn(|| listener.accept()).take(ROUND) {
                     self.0.let_others_arrive();
-                    // Without a thread for it, it is closed.
+                    // What is not served is closed.
                     let _ = self.serve(socket, Some(listener), None, listener.label.clone());
                 }
             }
@@ -280,7 +287,9 @@ impl Server {
     pub fn serve_connected(&self, socket: OwnedFd) {
         // SAFETY: given away by its owner.
         let socket = unsafe { Fd::new(socket.into_raw_fd().into()) };
-        connection::serve(&self.0, &socket, None, None, &mut None);
+        let connected = connection::serve(&self.0, &socket, None, None, &mut None);
+        drop(socket);
+        drop(connected);
     }
 
     /// Serves a connection on a thread of its own.
@@ -298,14 +307,18 @@ impl Server {
         if self.0.stopped.load(Ordering::Acquire) || listener.is_some_and(Listener::is_closed) {
             return Err(stopped());
         }
+        let whose = label.clone();
+        let turn_down = |socket: &Fd, text: &str| {
+            let credentials = peer::credentials(socket.get()).ok();
+            let known = Known::Credentials(credentials, whose.as_deref());
+            self.0.turn_away(How::Refused, known, text);
+            // Closed without a word it would look like a delegate that is away.
+            connection::goodbye(socket, 0, text);
+        };
         if connections.open.len() >= CONNECTIONS_MAX {
             drop(connections);
             let text = format!("there are {CONNECTIONS_MAX} connections already");
-            let credentials = peer::credentials(socket.get()).ok();
-            let known = Known::Credentials(credentials, label.as_deref());
-            self.0.turn_away(How::Refused, known, &text);
-            // Closed without a word it would look like a delegate that is away.
-            connection::goodbye(&socket, 0, &text);
+            turn_down(&socket, &text);
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         connections.last += 1;
@@ -322,14 +335,14 @@ impl Server {
             .stack_size(STACK)
             .spawn({
                 move || {
-                    connection::serve(&shared, &socket, peer, label, &mut arriving);
+                    let connected = connection::serve(&shared, &socket, peer, label, &mut arriving);
                     // Closed on this thread: that may block.
                     let shut = lock(&shared.connections)
                         .open
                         .get_mut(&number)
                         .and_then(|open| open.socket.take());
                     drop((socket, shut));
-                    drop(arriving);
+                    drop((connected, arriving));
                     let mut connections = lock(&shared.connections);
                     let own = connections.open.remove(&number);
                     let own = own.and_then(|open| open.thread);
@@ -338,10 +351,22 @@ impl Server {
                     shared.ended.notify_all();
                     earlier.map(JoinHandle::join);
                 }
-            })?;
-        let thread = Some(thread);
-        connections.open.insert(number, Open { thread, ..open });
-        Ok(())
+            });
+        match thread {
+            Ok(thread) => {
+                let thread = Some(thread);
+                connections.open.insert(number, Open { thread, ..open });
+                Ok(())
+            }
+            Err(error) => {
+                // The socket is closed when nobody waits for the lock.
+                drop(connections);
+                if let Some(socket) = &open.socket {
+                    turn_down(socket, &format!("there is no thread for it: {error}"));
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -376,7 +401,7 @@ impl Shared {
             How::Unsupported => &self.metrics.unsupported,
         };
         count.fetch_add(1, Ordering::Relaxed);
-        let Some(unwritten) = self.throttle.pass(&peer) else {
+        let Some(unwritten) = self.turned.pass(peer.user()) else {
             return;
         };
         let turned = Turned {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Who is at the other end of a connection, as the kernel says.
 
-use std::fs::File;
+use std::fs::{self, File};
 
 use libc::{c_int, pid_t};
 
 use super::pidfd::{self, errno};
+use super::{cgroupfs, scope};
 use crate::delegate::policy::{self, Hierarchy};
 use crate::errno::Errno;
 use crate::kernel::check;
@@ -22,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) cgroup: String,
     /// All its paths, as in /proc/PID/cgroup.
     pub(crate) cgroups: String,
+    /// The cgroup that it shares its quota with others in.
+    shared: String,
     /// What the listener is called.
     pub(crate) label: Option<String>,
     /// Whether the kernel itself named the process by a descriptor (Linux 6.5),
@@ -141,22 +144,23 @@ impl Peer {
     /// What is read of a process by its number, while the pidfd says that it is
     /// that process's.
     fn process(pid: pid_t, pidfd: &Fd, hierarchy: &Hierarchy) -> Result<Peer, Unknown> {
-        let cgroups = pidfd::read_lines(&format!("/proc/{pid}/cgroup"));
+        let cgroups = Cgroups::of(pid, hierarchy);
         let namespace = Namespace::of(pid).map_err(errno);
         if has_exited(pidfd).unwrap_or(true) {
             return Err(Unknown::Gone);
         }
-        let cgroups = cgroups.map_err(|errnum| Unknown::Failed("cgroup", errnum))?;
-        let cgroup = hierarchy
-            .path_in(&cgroups)
-            .ok_or_else(|| Unknown::NoCgroup(hierarchy.clone()))?
-            .to_owned();
+        let Cgroups {
+            all: cgroups,
+            own: cgroup,
+            shared,
+        } = cgroups?;
         Ok(Peer {
             pid,
             uid: u32::MAX,
             gid: u32::MAX,
             cgroup,
             cgroups,
+            shared,
             label: None,
             by_pidfd: true,
             namespace,
@@ -171,6 +175,15 @@ impl Peer {
             cgroup: &self.cgroup,
             label: self.label.as_deref(),
         }
+    }
+
+    /// Whose quota it takes from.
+    pub(crate) fn scope(&self) -> scope::Key {
+        let shared = policy::Peer {
+            cgroup: &self.shared,
+            ..self.facts()
+        };
+        (self.label.clone(), shared.scope())
     }
 
     /// Tells the delegate's numbers for what are numbers to the peer, of
@@ -194,6 +207,60 @@ impl Peer {
             own.copied().ok_or(Errno::ESRCH)
         }
     }
+}
+
+/// What cgroups a process is in.
+struct Cgroups {
+    all: String,
+    own: String,
+    shared: String,
+}
+
+impl Cgroups {
+    fn of(pid: pid_t, hierarchy: &Hierarchy) -> Result<Cgroups, Unknown> {
+        let failed = |errnum| Unknown::Failed("cgroup", errnum);
+        let read = || pidfd::read_lines(&format!("/proc/{pid}/cgroup")).map_err(failed);
+        let mut all = read()?;
+        // It may go from one to the next, and remove what it leaves.
+        for _ in 0..8 {
+            let (controllers, own) = hierarchy
+                .line_in(&all)
+                .ok_or_else(|| Unknown::NoCgroup(hierarchy.clone()))?;
+            let shared = match shared(controllers, own) {
+                Ok(shared) => shared,
+                Err(Errno::ENOENT) => {
+                    let again = read()?;
+                    if again != all {
+                        all = again;
+                        continue;
+                    }
+                    // It is not mounted here.
+                    own
+                }
+                Err(errnum) => return Err(failed(errnum)),
+            };
+            let (own, shared) = (own.to_owned(), shared.to_owned());
+            return Ok(Cgroups { all, own, shared });
+        }
+        Err(failed(Errno::EAGAIN))
+    }
+}
+
+/// The topmost cgroup from here up that somebody else than root has: who can
+/// make any number of cgroups in it. Else the cgroup itself.
+fn shared<'p>(controllers: &str, path: &'p str) -> Result<&'p str, Errno> {
+    use std::os::unix::fs::MetadataExt;
+    let directory = cgroupfs::open(controllers, path)?;
+    let mut place = format!("/proc/self/fd/{}/.", directory.get());
+    let (mut shared, mut above) = (path, path);
+    while !above.is_empty() {
+        if fs::metadata(&place).map_err(errno)?.uid() != 0 {
+            shared = above;
+        }
+        above = above.rsplit_once('/').map_or("", |(above, _)| above);
+        place.push_str("/..");
+    }
+    Ok(shared)
 }
 
 impl Namespace {

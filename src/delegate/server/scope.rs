@@ -65,7 +65,7 @@ impl fmt::Display for Exhausted {
 pub(crate) struct Scopes(Mutex<HashMap<Key, Arc<Scope>>>);
 
 /// A listener's label, and whose quota it is.
-type Key = (Option<String>, Name);
+pub(crate) type Key = (Option<String>, Name);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,7 +74,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Scopes {
     /// Counts a new connection in its peer's scope.
     pub(crate) fn connect(&self, peer: &Peer, quota: Quota) -> Result<Connected<'_>, Exhausted> {
-        let name = (peer.label.clone(), peer.facts().scope());
+        let name = peer.scope();
         let mut scopes = lock(&self.0);
         let scope = scopes.entry(name.clone()).or_insert_with(|| {
             Arc::new(Scope {
