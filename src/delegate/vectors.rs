@@ -332,10 +332,22 @@ impl Target {
 fn server() -> Server {
     // SAFETY: asks for a number.
     let uid = unsafe { libc::getuid() };
+    // Every operation, of processes that there are not.
     let policy = format!(
-        "version = 1\n[[rule]]\nname = \"none\"\npeer = {{ uid = {uid} }}\n\
-         target = {{ cgroup = \"/\", uid = 4294967294 }}\n\
-         process-set-max-core-size = {{ max = 0 }}\n"
+        r#"
+        version = 1
+        [[rule]]
+        name = "none"
+        peer = {{ uid = {uid} }}
+        target = {{ cgroup = "/", uid = 4294967294 }}
+        process-set-max-mem-lock = {{ max = 0 }}
+        process-set-max-processes = {{ max = 0 }}
+        process-set-max-files = {{ max = 0 }}
+        process-set-max-core-size = {{ max = 0 }}
+        process-set-scheduler = {{ policies = ["other"] }}
+        process-set-affinity = {{ cpus = "0" }}
+        cgroup-add-threads = {{ roles = ["vcpu"] }}
+        "#
     );
     let policy = Policy::parse(&policy, "policy").expect("a policy");
     Server::new(policy, Audit::nowhere()).expect("a server")
