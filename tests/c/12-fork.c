@@ -634,7 +634,7 @@ call_whatever_is_set(void *data)
 }
 
 TEST(children_of_a_process_whose_threads_use_the_library_end_in_time,
-     .seconds = 300)
+     .seconds = 900)
 {
     pthread_t threads[2];
 

@@ -691,7 +691,7 @@ call_for_each(Fake *fake)
 }
 
 DELEGATE_TEST(children_of_a_process_whose_threads_ask_delegates_end_in_time,
-              .seconds = 300)
+              .seconds = 900)
 {
     Fake *fake = start_connected(peer_say, LONG);
     pthread_t threads[4];

@@ -270,7 +270,7 @@ call_whatever_becomes_of_it(void *unused)
 }
 
 DELEGATE_TEST(a_delegate_is_killed_and_started_again_while_threads_ask_it,
-              .seconds = 300)
+              .seconds = 900)
 {
     Delegate delegate = delegate_start(NULL);
     pthread_t callers[CALLERS];

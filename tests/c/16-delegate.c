@@ -1982,7 +1982,7 @@ call_all_the_time(void *argument)
     return NULL;
 }
 
-DELEGATE_TEST(delegates_come_and_go_while_threads_ask_them, .seconds = 300)
+DELEGATE_TEST(delegates_come_and_go_while_threads_ask_them, .seconds = 900)
 {
     Fake *fakes[2];
     pthread_t callers[6], changers[2], starters[2];

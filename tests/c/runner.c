@@ -20,7 +20,7 @@
 
 /* What a test takes on a machine that is busy with something else, and much
  * more: only one that hangs comes to it. */
-#define SECONDS_DEFAULT 120
+#define SECONDS_DEFAULT 300
 /* As automake's: a test exits with it when it cannot run here. */
 #define EXIT_SKIPPED 77
 #define DESCRIPTORS_MAX 1024

@@ -576,7 +576,7 @@ require_two_cpus(void)
 
 /* --- Tests ---------------------------------------------------------------- */
 
-#define WITH .after = clean_up, .seconds = 300
+#define WITH .after = clean_up, .seconds = 900
 
 TEST(all_threads_but_vcpus_go_to_the_child_while_they_make_others, WITH)
 {
