@@ -370,12 +370,18 @@ fn said(server: &Server, messages: &[(Vec<u8>, Vec<OwnedFd>)]) -> Vec<Vec<u8>> {
     // SAFETY: numbers only.
     unsafe { libc::shutdown(ours.as_raw_fd(), libc::SHUT_WR) };
     server.serve_connected(theirs);
+    // Other tests fork: until they exec, they hold the server's end open, too.
+    let time = libc::timeval {
+        tv_sec: 300,
+        tv_usec: 0,
+    };
+    socket::set_option(ours.as_raw_fd(), libc::SO_RCVTIMEO, &time).expect("a time can be set");
     let mut said = Vec::new();
     loop {
         let mut packet = std::vec![0; 40000];
         let buffers = [socket::slice_mut(&mut packet)];
         // SAFETY: a buffer.
-        let received = unsafe { socket::receive(ours.as_raw_fd(), &buffers, libc::MSG_DONTWAIT) };
+        let received = unsafe { socket::receive(ours.as_raw_fd(), &buffers, 0) };
         match received.map(|received| received.length) {
             // It was closed before it had read all.
             Err(Errno::ECONNRESET) => {}
