@@ -786,6 +786,47 @@ TEST(cpus_that_the_policy_does_not_allow_are_refused, WITH)
     end();
 }
 
+static int
+make_realtime(Handle handle, pid_t tid)
+{
+    return virInternalProcessSetScheduler(NULL, handle.pid, tid,
+                                          VIR_INTERNAL_SCHED_FIFO, 1,
+                                          VIR_INTERNAL_NO_DIRECT);
+}
+
+TEST(a_realtime_thread_must_be_kept_by_its_cpuset_wherever_that_is_set, WITH)
+{
+    const char *base;
+    cpu_set_t cpus;
+    Handle vm;
+
+    require_two_cpus();
+    base = make_base("vm");
+    vm = start_vm(base, true);
+    begin("cpus = \"1\"\n"
+          "[rule.process-set-scheduler]\n"
+          "policies = [\"fifo\"]\nmax-priority = 1\ncpus = \"1\"");
+    CPU_ZERO(&cpus);
+    CPU_SET(1, &cpus);
+    must(sched_setaffinity(vm.vm->vcpus[0], sizeof(cpus), &cpus));
+    expect_error(make_realtime(vm, vm.vm->vcpus[0]), VIR_INTERNAL_ERR_REFUSED,
+                 EPERM, "the thread's cpuset has CPU 0");
+    must_put(at(base, "cpuset.cpus"), "1");
+    expect_success(make_realtime(vm, vm.vm->vcpus[0]));
+    expect_eq_int(sched_getscheduler(vm.vm->vcpus[0]), SCHED_FIFO);
+    if (!v1) {
+        /* A cgroup in which the controller is not enabled. */
+        must(mkdir(text("%s%s/inner", mount_point, base), 0755));
+        must_put(at(base, "inner/cgroup.procs"), text("%d", vm.pid));
+        expect_success(make_realtime(vm, vm.vm->vcpus[1]));
+        must_put(at(base, "cpuset.cpus"), "0-1");
+        expect_error(make_realtime(vm, vm.pid), VIR_INTERNAL_ERR_REFUSED,
+                     EPERM, "the thread's cpuset has CPU 0");
+    }
+    end_vm(vm);
+    end();
+}
+
 TEST(a_cgroup_of_somebody_else_with_that_name_is_left_alone, WITH)
 {
     const char *base;

@@ -700,7 +700,10 @@ impl Plan {
 
     fn move_thread(&self, tid: pid_t, to: &Directory) -> Result<Moved, Errno> {
         let place = Place::new(&to.group, &to.path, &self.controllers)?;
-        self.process.move_thread(tid, &place)
+        match self.process.move_thread(tid, &place)? {
+            Moved::There => self.process.find(tid, &place),
+            moved => Ok(moved),
+        }
     }
 }
 

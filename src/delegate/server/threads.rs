@@ -2,9 +2,8 @@
 //! Threads of a process, moved between cgroups.
 //!
 //! cgroupfs takes numbers, and a thread may exit before its number is written:
-//! then whoever got it is moved. A thread's directory in /proc is nobody else's,
-//! so it is looked at right before each write and after it, and who was moved
-//! in error is moved back.
+//! then whoever got it is moved. So it is asked right before each write, and
+//! after it, whose the number is, and who was moved in error is moved back.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -18,7 +17,7 @@ use crate::errno::Errno;
 use crate::kernel::cgroup::{Group, Threads, Version};
 use crate::kernel::check;
 use crate::kernel::file::{self, Fd};
-use crate::kernel::process::{self, Pid, has_exited, pidfd_open};
+use crate::kernel::process::{self, Owner, Pid, Task, has_exited, pidfd_open};
 
 /// A process, held by descriptors.
 pub(crate) struct Process {
@@ -119,19 +118,37 @@ impl Process {
         self.strays.get()
     }
 
-    /// Moves a thread of the process, and reads where it is.
+    /// Whether the number is a thread's of the process.
+    fn has(&self, tid: pid_t) -> bool {
+        let task = Task::new(self.pid, tid);
+        // In this order: then the process's number was its own.
+        task.is_ok_and(|task| task.owner() == Owner::Process) && !self.is_gone()
+    }
+
+    /// Moves a thread of the process.
     pub(crate) fn move_thread(&self, tid: pid_t, to: &Place<'_>) -> Result<Moved, Errno> {
-        let Some(thread) = self.thread(tid) else {
+        if !self.has(tid) {
             return Ok(Moved::Gone);
-        };
+        }
         match to.threads.add(tid) {
             Err(Errno::ESRCH) => return Ok(Moved::Gone),
             Err(errnum) => return Err(errnum),
             Ok(()) => {}
         }
+        // If it is the process's now, nobody is left who had it meanwhile.
+        match self.has(tid) {
+            true => Ok(Moved::There),
+            false => self.return_stray(tid, to).map(|()| Moved::Gone),
+        }
+    }
+
+    /// Reads where a thread is that was moved.
+    pub(crate) fn find(&self, tid: pid_t, to: &Place<'_>) -> Result<Moved, Errno> {
+        let Some(thread) = self.thread(tid) else {
+            return Ok(Moved::Gone);
+        };
         match thread.cgroup(to.controllers) {
-            // It may have exited before, and the number be another's.
-            Err(Errno::ESRCH) => self.return_stray(tid, to).map(|()| Moved::Gone),
+            Err(Errno::ESRCH) => Ok(Moved::Gone),
             Err(errnum) => Err(errnum),
             Ok(path) if path == to.path => Ok(Moved::There),
             Ok(_) if thread.is_exiting() => Ok(Moved::Gone),
