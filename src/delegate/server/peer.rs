@@ -187,8 +187,13 @@ impl Peer {
     }
 
     /// Tells the delegate's numbers for what are numbers to the peer, of
-    /// threads of `process`.
-    pub(crate) fn translator(&self, process: Pid) -> impl FnMut(pid_t) -> Result<pid_t, Errno> {
+    /// threads of `process`. For a request that is refused, the first thread
+    /// stands for one that would have to be looked for.
+    pub(crate) fn translator(
+        &self,
+        process: Pid,
+        is_refused: bool,
+    ) -> impl FnMut(pid_t) -> Result<pid_t, Errno> {
         // Read at once: a file for each thread, for each number, is more than
         // a request has time for.
         let mut by_proc = None;
@@ -198,6 +203,9 @@ impl Peer {
             };
             if by_proc.is_none() {
                 match pidfd::translate(&namespace.file, id) {
+                    Err(Errno(libc::ENOTTY | libc::EINVAL)) if is_refused => {
+                        return Ok(process.get());
+                    }
                     Err(Errno(libc::ENOTTY | libc::EINVAL)) => {}
                     translated => return translated,
                 }

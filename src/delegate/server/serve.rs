@@ -112,8 +112,8 @@ pub(crate) struct Subject<'m> {
     known: Option<Fd>,
     descriptors: std::vec::IntoIter<Fd>,
     lists: &'m Lists,
-    /// Whether it is refused, whatever it turns out to be about: then it is only
-    /// read, and no threads are looked for, which can take long.
+    /// Whether it is refused, whatever it turns out to be about: then nothing is
+    /// looked for that can take long.
     is_refused: bool,
     process: Option<(Fd, Info)>,
     thread: Option<(Task, Option<Fd>)>,
@@ -208,7 +208,7 @@ impl<'m> Subject<'m> {
         count: usize,
     ) -> Read<&'m [pid_t]> {
         let mut tids = Vec::with_capacity(count);
-        let mut translate = self.translator(pid);
+        let mut translate = self.peer.translator(pid, self.is_refused);
         for _ in 0..count {
             let tid = body.i32()?;
             if tid <= 0 {
@@ -255,20 +255,11 @@ impl<'m> Subject<'m> {
     }
 
     fn translate(&self, pid: Pid, tid: pid_t) -> Result<pid_t> {
-        self.translator(pid)(tid).map_err(|errnum| match errnum {
+        let mut translate = self.peer.translator(pid, self.is_refused);
+        translate(tid).map_err(|errnum| match errnum {
             Errno::ESRCH => not_its_thread(tid),
             _ => untranslated(tid, errnum),
         })
-    }
-
-    /// Tells the delegate's numbers of threads.
-    fn translator(&self, pid: Pid) -> impl FnMut(pid_t) -> std::result::Result<pid_t, Errno> {
-        let mut translate = self.peer.translator(pid);
-        move |tid| match self.is_refused {
-            // The first stands for any: nothing is done to it.
-            true => Ok(pid.get()),
-            false => translate(tid),
-        }
     }
 
     /// No descriptor may be left.
