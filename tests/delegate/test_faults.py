@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A kernel that fails or lies, and a delegate that is slow: by strace."""
 
+import os
+import re
 import resource
 import subprocess
 
 import stage
 import support
+import test_operations
 import wire
 from support import Delegate, Peer, Qemu, as_peer, expect, test
 from wire import Connection
@@ -13,12 +16,14 @@ from wire import Connection
 CORE = wire.bytes_limit(0)
 
 
-def under_strace(inject, extra=""):
-    policy = "version = 1\n" + stage.rule("root", 0, "root", extra=extra)
-    calls = ",".join(each.split(":")[0] for each in inject)
+def under_strace(inject, extra="", rules=None, trace="/dev/null", calls=()):
+    """With @trace, these calls are written there, too."""
+    rules = rules or stage.rule("root", 0, "root", extra=extra)
+    calls = ",".join([*(each.split(":")[0] for each in inject), *calls])
     options = [part for each in inject for part in ("-e", f"inject={each}")]
-    return Delegate(policy, wrapper=["strace", "-f", "-o", "/dev/null", "-e",
-                                     f"trace={calls}", *options])
+    return Delegate("version = 1\n" + rules,
+                    wrapper=["strace", "-f", "-y", "-o", trace, "-e",
+                             f"trace={calls}", *options])
 
 
 def less():
@@ -79,6 +84,85 @@ def what_the_kernel_does_not_tell_of_a_process_is_read_from_proc():
         found = as_peer(_ask_all, delegate.socket, cgroup=stage.cgroup("root"))
     expect({verdict for verdict, _ in found.values()}, {"handled"},
            f"verdicts {found}")
+
+
+# As before Linux 6.11, where the kernel does not translate numbers either.
+OLD = ["ioctl:error=ENOTTY"]
+
+
+@test
+def threads_in_a_pid_namespace_are_told_by_proc_where_the_kernel_does_not():
+    vcpus = support.bed.cgroup_path("vm1/qemu/vcpus")
+
+    def check(qemu, tids, mark):
+        expect([support.cgroup_of(qemu, tid) for tid in tids],
+               [vcpus, vcpus, support.bed.cgroup_path("vm1/qemu")],
+               "cgroups of the threads")
+        expect([support.schedule(tid)[0] for tid in [qemu, *tids]],
+               [os.SCHED_OTHER, os.SCHED_OTHER, os.SCHED_FIFO,
+                os.SCHED_OTHER], "schedulers of the threads")
+    rules = stage.rule("container", support.MACHINE_UID, "vm1")
+    with under_strace(OLD, rules=rules) as delegate:
+        test_operations.with_launcher(2, "qemu/vcpus", check, delegate)
+
+
+COUNT = 200
+
+
+def _many(outside, path, enough):
+    """Has threads moved that are known by their numbers in another namespace,
+    until enough(verdicts)."""
+    verdicts = []
+    with Connection(path) as connection, Qemu(COUNT) as qemu:
+        body = wire.add_threads(qemu.tids, group=False)
+
+        def once():
+            answer = connection.ask(wire.ADD_THREADS, body, [qemu.pidfd])
+            verdicts.append(answer.verdict)
+            return enough(verdicts)
+        support.eventually(once, "enough answers")
+    return verdicts
+
+
+def translations(rules, enough):
+    """The verdicts of many(), and how many files of threads were read."""
+    trace = support.bed.path("trace")
+    with under_strace(OLD, rules=rules, trace=trace,
+                      calls=["openat"]) as delegate:
+        verdicts = as_peer(_many, delegate.socket, enough, container=True,
+                           uid=support.MACHINE_UID,
+                           cgroup=stage.cgroup("vm1"))
+    return verdicts, len(re.findall(r"openat\(.*/task/\d+/status\"",
+                                    trace.read_text(errors="replace")))
+
+
+@test
+def a_request_reads_each_threads_file_once_where_the_kernel_does_not_tell():
+    verdicts, files = translations(
+        stage.rule("container", support.MACHINE_UID, "vm1"), bool)
+    expect(verdicts, ["not handled"], "verdict")
+    # With the first one.
+    expect(files, COUNT + 1, "files of threads that were read")
+
+
+@test
+def a_request_over_a_quota_is_refused_before_its_threads_are_looked_for():
+    verdicts, files = translations(
+        stage.rule("container", support.MACHINE_UID, "vm1",
+                   extra="quota = { per-second = 1 }"),
+        lambda verdicts: "refused" in verdicts)
+    expect(files, verdicts.count("not handled") * (COUNT + 1),
+           f"files of threads that were read for {verdicts}")
+
+
+@test
+def a_request_that_no_rule_allows_is_refused_before_threads_are_looked_for():
+    core = "process-set-max-core-size = { max = 0 }"
+    for rules in (stage.rule("other", 0, "vm1"),
+                  stage.rule("core", support.MACHINE_UID, "vm1", core)):
+        found = translations(rules, bool)
+        expect(found, (["refused"], 0),
+               "verdicts, and files of threads that were read")
 
 
 def _slow(outside, path, request):

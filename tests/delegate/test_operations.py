@@ -52,12 +52,12 @@ def _launcher(outside, path, vcpus):
         outside.hear()
 
 
-def with_launcher(version, vcpus, check):
+def with_launcher(version, vcpus, check, delegate=None):
     """Runs the launcher with a read-only mount of its cgroup, and
     check(qemu, tids, mark) when it has everything done."""
     point = support.bed.path("readonly")
     point.mkdir()
-    delegate = stage.main
+    delegate = delegate or stage.main
     mark = delegate.mark()
     v1 = support.bed.cgroup("vm1", 1) if support.bed.v1 else None
     with Peer(_launcher, delegate.socket, f"{point}/{vcpus}", uid=MACHINE_UID,

@@ -556,7 +556,12 @@ impl<'a> Job<'a> {
         } = self;
         let Connection { shared, peer, .. } = connection;
         texts.clear();
-        let mut subject = Subject::new(peer, self.known, self.descriptors, self.lists);
+        let facts = peer.facts();
+        let quota = policy.quota_for(&facts);
+        let running = connection.connected.scope.begin(header.request, quota);
+        let mut rules = policy.rules_for(&facts);
+        let is_refused = running.is_err() || !rules.any(|rule| O::bounds(&rule.allowed).is_some());
+        let mut subject = Subject::new(peer, self.known, self.descriptors, self.lists, is_refused);
         let mut body = Reader(self.body);
         let read = O::read(&mut body, &mut subject).and_then(|operation| {
             body.end()?;
@@ -567,8 +572,6 @@ impl<'a> Job<'a> {
         let by_number = subject.is_by_number();
         let (mut rule, mut cgroup) = (None, "");
         let mut held = None;
-        let quota = policy.quota_for(&peer.facts());
-        let running = connection.connected.scope.begin(header.request, quota);
         let said = match (read, &running) {
             (Err(Unfit::Malformed(malformed)), _) => return Err(malformed.into()),
             (_, Err(exhausted)) => Said::refused(exhausted.to_string()),

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use libc::{c_int, pid_t};
 
 use super::cgroupfs;
-use super::pidfd::errno;
+use super::pidfd::{errno, no_more};
 use super::serve::write_cpus;
 use crate::delegate::policy::Scope;
 use crate::errno::Errno;
@@ -359,14 +359,6 @@ impl Process {
 
 fn is_gone(pidfd: &Fd) -> bool {
     has_exited(pidfd).unwrap_or(true)
-}
-
-/// The errno of a file of /proc that is not there.
-fn no_more(errnum: Errno) -> Errno {
-    match errnum.0 {
-        libc::ENOENT => Errno::ESRCH,
-        _ => errnum,
-    }
 }
 
 struct Thread(Fd);

@@ -173,17 +173,33 @@ impl Peer {
         }
     }
 
-    /// The delegate's number for what is `id` to the peer, a thread of
-    /// `process`.
-    pub(crate) fn translate(&self, process: Pid, id: pid_t) -> Result<pid_t, Errno> {
-        let Some(namespace) = self.namespace.as_ref().map_err(|errnum| *errnum)? else {
-            return Ok(id);
-        };
-        match pidfd::translate(&namespace.file, id) {
-            Err(Errno(libc::ENOTTY | libc::EINVAL)) => {
-                pidfd::translate_by_proc(process, namespace.depth, id)
+    /// Tells the delegate's numbers for what are numbers to the peer, of
+    /// threads of `process`. For a request that is refused, the first thread
+    /// stands for one that would have to be looked for.
+    pub(crate) fn translator(
+        &self,
+        process: Pid,
+        is_refused: bool,
+    ) -> impl FnMut(pid_t) -> Result<pid_t, Errno> {
+        // Read at once: a file for each thread, for each number, is more than
+        // a request has time for.
+        let mut by_proc = None;
+        move |id| {
+            let Some(namespace) = self.namespace.as_ref().map_err(|errnum| *errnum)? else {
+                return Ok(id);
+            };
+            if by_proc.is_none() {
+                match pidfd::translate(&namespace.file, id) {
+                    Err(Errno(libc::ENOTTY | libc::EINVAL)) if is_refused => {
+                        return Ok(process.get());
+                    }
+                    Err(Errno(libc::ENOTTY | libc::EINVAL)) => {}
+                    translated => return translated,
+                }
+                by_proc = Some(pidfd::threads_by_number(process, namespace.depth)?);
             }
-            translated => translated,
+            let own = by_proc.as_ref().and_then(|threads| threads.get(&id));
+            own.copied().ok_or(Errno::ESRCH)
         }
     }
 }

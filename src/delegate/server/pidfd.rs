@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! What a pidfd says of its process or thread.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
@@ -10,7 +11,7 @@ use libc::c_int;
 use crate::errno::Errno;
 use crate::kernel::check;
 use crate::kernel::file::Fd;
-use crate::kernel::process::{Pid, pidfd_open};
+use crate::kernel::process::{Pid, for_each_thread, pidfd_open};
 
 /// What the kernel tells of a process or thread, by the delegate's numbers.
 #[derive(Clone, Copy, Debug)]
@@ -136,10 +137,15 @@ fn info_from_proc(pidfd: c_int) -> Result<Info, Errno> {
 
 /// The errno of a file of /proc; one of a process that is no more is not there.
 pub(crate) fn errno(error: std::io::Error) -> Errno {
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => Errno::ESRCH,
-        Some(errnum) => Errno(errnum),
-        None => Errno::EIO,
+    let errnum = error.raw_os_error().map_or(Errno::EIO, Errno);
+    no_more(errnum)
+}
+
+/// The same of an errno that is known.
+pub(crate) fn no_more(errnum: Errno) -> Errno {
+    match errnum.0 {
+        libc::ENOENT => Errno::ESRCH,
+        _ => errnum,
     }
 }
 
@@ -154,25 +160,24 @@ pub(crate) fn translate(namespace: &impl AsRawFd, id: libc::pid_t) -> Result<lib
         .map(|id| id as libc::pid_t)
 }
 
-/// The same before Linux 6.11, for a thread of `process`: the one that has that
-/// number in the namespace `depth` levels below ours.
-pub(crate) fn translate_by_proc(
+/// The same before Linux 6.11: the threads of `process`, by the numbers that
+/// they have in the namespace `depth` levels below ours.
+pub(crate) fn threads_by_number(
     process: Pid,
     depth: usize,
-    id: libc::pid_t,
-) -> Result<libc::pid_t, Errno> {
-    for thread in fs::read_dir(format!("/proc/{process}/task")).map_err(errno)? {
-        let Some(own) = thread
-            .ok()
-            .and_then(|thread| thread.file_name().to_str()?.parse().ok())
-        else {
-            continue;
-        };
-        if numbers(&format!("/proc/{process}/task/{own}/status"))?.get(depth) == Some(&id) {
-            return Ok(own);
+) -> Result<HashMap<libc::pid_t, libc::pid_t>, Errno> {
+    let mut threads = Vec::new();
+    for_each_thread(process, |tid| threads.push(tid)).map_err(no_more)?;
+    let mut by_number = HashMap::new();
+    for tid in threads {
+        match numbers(&format!("/proc/{process}/task/{tid}/status")) {
+            Ok(numbers) => by_number.extend(numbers.get(depth).map(|&number| (number, tid))),
+            // It has exited meanwhile.
+            Err(Errno::ESRCH) => {}
+            Err(errnum) => return Err(errnum),
         }
     }
-    Err(Errno::ESRCH)
+    Ok(by_number)
 }
 
 /// The numbers of a process or thread in its PID namespace and those above, the

@@ -112,6 +112,9 @@ pub(crate) struct Subject<'m> {
     known: Option<Fd>,
     descriptors: std::vec::IntoIter<Fd>,
     lists: &'m Lists,
+    /// Whether it is refused, whatever it turns out to be about: then nothing is
+    /// looked for that can take long.
+    is_refused: bool,
     process: Option<(Fd, Info)>,
     thread: Option<(Task, Option<Fd>)>,
     pub(crate) reached: Option<Reached>,
@@ -123,12 +126,14 @@ impl<'m> Subject<'m> {
         known: Option<Fd>,
         descriptors: Vec<Fd>,
         lists: &'m Lists,
+        is_refused: bool,
     ) -> Self {
         Subject {
             peer,
             known,
             descriptors: descriptors.into_iter(),
             lists,
+            is_refused,
             process: None,
             thread: None,
             reached: None,
@@ -195,12 +200,13 @@ impl<'m> Subject<'m> {
     /// The threads of a process that the body lists, by the delegate's numbers.
     pub(crate) fn tids(&self, pid: Pid, body: &mut Reader<'_>, count: usize) -> Read<&'m [pid_t]> {
         let mut tids = Vec::with_capacity(count);
+        let mut translate = self.peer.translator(pid, self.is_refused);
         for _ in 0..count {
             let tid = body.i32()?;
             if tid <= 0 {
                 return Err(Malformed("the number of a thread is below 1").into());
             }
-            tids.push(match self.peer.translate(pid, tid) {
+            tids.push(match translate(tid) {
                 // One that has exited stays what it is: nobody's.
                 Err(Errno::ESRCH) => NOBODY,
                 translated => translated.map_err(|errnum| untranslated(tid, errnum))?,
@@ -239,12 +245,11 @@ impl<'m> Subject<'m> {
     }
 
     fn translate(&self, pid: Pid, tid: pid_t) -> Result<pid_t> {
-        self.peer
-            .translate(pid, tid)
-            .map_err(|errnum| match errnum {
-                Errno::ESRCH => not_its_thread(tid),
-                _ => untranslated(tid, errnum),
-            })
+        let mut translate = self.peer.translator(pid, self.is_refused);
+        translate(tid).map_err(|errnum| match errnum {
+            Errno::ESRCH => not_its_thread(tid),
+            _ => untranslated(tid, errnum),
+        })
     }
 
     /// No descriptor may be left.
