@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import subprocess
 import threading
 
 import stage
@@ -159,6 +160,37 @@ def a_cgroups_name_is_compared_whole_up_to_its_greatest_length():
                  for what, name in names.items()}
     expect(found, {"same": "handled", "longer": "refused",
                    "shorter": "refused"}, "verdicts")
+
+
+def own_mounts(script, *arguments):
+    """A wrapper that gives a delegate mounts of its own, and changes them."""
+    return ["unshare", "--mount", "--propagation", "private", "--fork", "sh",
+            "-ec", f'{script}; shift {len(arguments)}; exec "$@"', "sh",
+            *arguments]
+
+
+def _verdict(outside, path, group):
+    with Connection(path) as connection, Qemu() as qemu:
+        return connection.ask(wire.ADD_THREADS, wire.add_threads([qemu.pid]),
+                              [qemu.pidfd, os.open(group, os.O_PATH)]).verdict
+
+
+def takes_threads(delegate):
+    """The verdict of a peer that sends a cgroup below its own."""
+    return as_peer(_verdict, delegate.socket,
+                   str(support.bed.cgroup("root/inside")),
+                   cgroup=stage.cgroup("root"))
+
+
+@test
+def a_hierarchy_that_is_mounted_later_is_found():
+    policy = "version = 1\n" + stage.rule("root", 0, "root")
+    v2 = str(support.bed.v2)
+    with Delegate(policy, wrapper=own_mounts('umount -l "$1"', v2)) as delegate:
+        expect(takes_threads(delegate), "refused", "verdict without a mount")
+        subprocess.run(["nsenter", f"--mount=/proc/{delegate.pid}/ns/mnt",
+                        "mount", "-t", "cgroup2", "none", v2], check=True)
+        expect(takes_threads(delegate), "handled", "verdict with a mount")
 
 
 class Deep:

@@ -16,13 +16,14 @@ from wire import Connection
 CORE = wire.bytes_limit(0)
 
 
-def under_strace(inject, extra="", rules=None, trace="/dev/null", calls=()):
+def under_strace(inject, extra="", rules=None, trace="/dev/null", calls=(),
+                 wrapper=()):
     """With @trace, these calls are written there, too."""
     rules = rules or stage.rule("root", 0, "root", extra=extra)
     calls = ",".join([*(each.split(":")[0] for each in inject), *calls])
     options = [part for each in inject for part in ("-e", f"inject={each}")]
     return Delegate("version = 1\n" + rules,
-                    wrapper=["strace", "-f", "-y", "-o", trace, "-e",
+                    wrapper=[*wrapper, "strace", "-f", "-y", "-o", trace, "-e",
                              f"trace={calls}", *options])
 
 
@@ -163,6 +164,46 @@ def a_request_that_no_rule_allows_is_refused_before_threads_are_looked_for():
         found = translations(rules, bool)
         expect(found, (["refused"], 0),
                "verdicts, and files of threads that were read")
+
+
+# Nobody else mounts anything there.
+OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private"]
+
+
+def _foreign(outside, path, directory, count):
+    """What is in none of the delegate's cgroup hierarchies ends a
+    connection."""
+    fd = os.open(directory, os.O_PATH)
+    with Qemu() as qemu:
+        body = wire.add_threads([qemu.pid])
+        for _ in range(count):
+            with Connection(path) as connection:
+                answer = connection.ask(wire.ADD_THREADS, body,
+                                        [qemu.pidfd, fd])
+                expect("not an O_PATH descriptor of one" in answer.text, True,
+                       f"why the connection ended ({answer.text})")
+
+
+@test
+def what_is_no_cgroup_has_the_mounts_read_again_only_if_they_changed():
+    trace = support.bed.path("trace")
+    with under_strace([], calls=["read"], trace=trace,
+                      wrapper=OWN_MOUNTS) as delegate:
+        def reads(count):
+            as_peer(_foreign, delegate.socket, str(support.bed.directory),
+                    count, cgroup=stage.cgroup("root"))
+            return len(re.findall(r"read\(\d+</proc/\d+/mountinfo>",
+                                  trace.read_text(errors="replace")))
+        # A program may read them when it starts.
+        before, once = reads(0), reads(1)
+        expect(once > before, True, "the mounts were read")
+        expect(reads(10), once, "reads of the mounts in the end")
+        subprocess.run(["nsenter", f"--mount=/proc/{delegate.pid}/ns/mnt",
+                        "mount", "-t", "tmpfs", "none",
+                        support.bed.directory], check=True)
+        twice = reads(1)
+        expect(twice > once, True, "the mounts were read after a change")
+        expect(reads(10), twice, "reads of the mounts in the very end")
 
 
 def _slow(outside, path, request):

@@ -9,6 +9,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,27 +17,84 @@ use std::sync::{Mutex, PoisonError};
 
 use libc::c_int;
 
-use super::pidfd::Device;
+use super::pidfd::{Device, errno};
 use crate::errno::Errno;
 use crate::kernel::cgroup::{Group, Version};
 use crate::kernel::check;
-use crate::kernel::file::Fd;
+use crate::kernel::file::{self, Fd};
 
-/// A hierarchy as it is mounted for the delegate.
-#[derive(Debug)]
-struct Mount {
-    device: Device,
+/// A hierarchy as mountinfo has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
     version: Version,
     /// Of version 1: its controllers or name, as /proc/PID/cgroup has them.
     controllers: String,
     /// The cgroup that is mounted, "/" unless it is a part of the hierarchy.
     root: String,
     point: PathBuf,
-    directory: File,
 }
 
-/// All of them; read again when a descriptor is on none.
-static MOUNTS: Mutex<Vec<Mount>> = Mutex::new(Vec::new());
+/// A hierarchy as it is mounted for the delegate.
+struct Mount {
+    entry: Entry,
+    device: Device,
+    directory: Fd,
+}
+
+/// All of them, as mountinfo had them.
+struct Mounts {
+    /// It was opened before it was read: the kernel tells of changes since.
+    /// `None`: it was not read.
+    mountinfo: Option<File>,
+    all: Vec<Mount>,
+}
+
+static MOUNTS: Mutex<Mounts> = Mutex::new(Mounts {
+    mountinfo: None,
+    all: Vec::new(),
+});
+
+impl Mounts {
+    /// What `of` says of the first mount of which it says something. If there is
+    /// none it may have come since mountinfo was read: anybody can have that
+    /// looked for, so it is read again only if it changed.
+    fn find<T>(mut of: impl FnMut(&Mount) -> Option<T>) -> Result<Option<T>, Errno> {
+        let mut mounts = MOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = mounts.all.iter().find_map(&mut of);
+        if found.is_some() || mounts.is_current() {
+            return Ok(found);
+        }
+        mounts.read()?;
+        Ok(mounts.all.iter().find_map(of))
+    }
+
+    fn is_current(&mut self) -> bool {
+        // A change is told once.
+        self.mountinfo = self.mountinfo.take().filter(|file| {
+            let mut poll = libc::pollfd {
+                fd: file.as_raw_fd(),
+                events: libc::POLLPRI,
+                revents: 0,
+            };
+            // SAFETY: one pollfd.
+            check(i64::from(unsafe { libc::poll(&mut poll, 1, 0) })) == Ok(0)
+        });
+        self.mountinfo.is_some()
+    }
+
+    fn read(&mut self) -> Result<(), Errno> {
+        let mut file = File::open("/proc/self/mountinfo").map_err(errno)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(errno)?;
+        let entries = text.lines().filter_map(parse);
+        let mounts = entries.filter_map(|entry| Mount::new(entry).transpose());
+        self.all = mounts.collect::<Result<_, _>>()?;
+        // On a mount of a part, what lies outside cannot be named.
+        self.all.sort_by_key(|mount| mount.entry.root.len());
+        self.mountinfo = Some(file);
+        Ok(())
+    }
+}
 
 /// A cgroup that a peer named, on the delegate's own mount.
 pub(crate) struct Reached {
@@ -78,50 +136,23 @@ pub(crate) fn reach(descriptor: c_int) -> Result<Reached, Unreachable> {
         return Err(Unreachable::NoCgroup);
     }
     let device = Device::of(descriptor).ok_or(Unreachable::NoCgroup)?;
-    let mut mounts = MOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let find = |mounts: &[Mount]| mounts.iter().position(|mount| mount.device == device);
-    let index = match find(&mounts) {
-        Some(index) => index,
-        None => {
-            *mounts = read_mounts().map_err(Unreachable::Failed)?;
-            find(&mounts).ok_or(Unreachable::NoCgroup)?
-        }
-    };
-    mounts[index].open(descriptor).map_err(Unreachable::Failed)
+    let on = |mount: &Mount| (mount.device == device).then(|| mount.open(descriptor));
+    let found = Mounts::find(on).map_err(Unreachable::Failed)?;
+    let reached = found.ok_or(Unreachable::NoCgroup)?;
+    reached.map_err(Unreachable::Failed)
 }
 
 /// Opens a cgroup by its path in a hierarchy, as a line of /proc/PID/cgroup has
 /// both.
 pub(crate) fn open(controllers: &str, path: &str) -> Result<Fd, Errno> {
-    let mut mounts = MOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let find = |mounts: &[Mount]| {
-        let below = |mount: &Mount| {
-            let below = Path::new(path).strip_prefix(&mount.root).ok()?;
-            Some(below.to_owned())
-        };
-        let mut mounts = mounts
-            .iter()
-            .filter(|mount| mount.controllers == controllers);
-        mounts.find_map(|mount| Some((mount.directory.try_clone().ok()?, below(mount)?)))
-    };
-    let found = match find(&mounts) {
-        Some(found) => Some(found),
-        None => {
-            *mounts = read_mounts()?;
-            find(&mounts)
+    let below = |mount: &Mount| -> Option<Result<Fd, Errno>> {
+        if mount.entry.controllers != controllers {
+            return None;
         }
+        let below = Path::new(path).strip_prefix(&mount.entry.root).ok()?;
+        Some(mount.open_below(below))
     };
-    drop(mounts);
-    let (directory, below) = found.ok_or(Errno::ENOENT)?;
-    let name = Path::new(".").join(below);
-    let name = CString::new(name.into_os_string().into_encoded_bytes());
-    let name = name.map_err(|_| Errno::EINVAL)?;
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    // SAFETY: a C string and numbers; it returns a new descriptor.
-    unsafe {
-        let opened = libc::openat(directory.as_raw_fd(), name.as_ptr(), flags);
-        Ok(Fd::new(check(opened)?))
-    }
+    Mounts::find(below)?.ok_or(Errno::ENOENT)?
 }
 
 /// The kernel's struct file_handle, with as much room as it can need.
@@ -144,6 +175,33 @@ unsafe extern "C" {
 }
 
 impl Mount {
+    /// `None` if it cannot be opened, and will not be before something is
+    /// mounted or unmounted.
+    fn new(entry: Entry) -> Result<Option<Mount>, Errno> {
+        let Ok(point) = CString::new(entry.point.as_os_str().as_bytes()) else {
+            return Ok(None);
+        };
+        let directory = match file::open(&point, libc::O_RDONLY | libc::O_DIRECTORY) {
+            Ok(directory) => directory,
+            Err(errnum @ Errno(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) => return Err(errnum),
+            Err(_) => return Ok(None),
+        };
+        Ok(Device::of(directory.get()).map(|device| Mount {
+            entry,
+            device,
+            directory,
+        }))
+    }
+
+    /// Opens a directory by its path.
+    fn open_below(&self, path: &Path) -> Result<Fd, Errno> {
+        let name = Path::new(".").join(path);
+        let name = CString::new(name.into_os_string().into_encoded_bytes());
+        let name = name.map_err(|_| Errno::EINVAL)?;
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        file::open_at(&self.directory, &name, flags)
+    }
+
     /// Opens what a descriptor is of, here.
     fn open(&self, descriptor: c_int) -> Result<Reached, Errno> {
         let mut handle = FileHandle {
@@ -161,18 +219,18 @@ impl Mount {
         // SAFETY: a handle that the kernel has filled; it returns a new
         // descriptor.
         let directory = unsafe {
-            let opened = open_by_handle_at(self.directory.as_raw_fd(), &mut handle, flags);
+            let opened = open_by_handle_at(self.directory.get(), &mut handle, flags);
             Fd::new(check(opened)?)
         };
         let link = format!("/proc/self/fd/{}", directory.get());
-        let place = fs::read_link(link).map_err(super::pidfd::errno)?;
+        let place = fs::read_link(link).map_err(errno)?;
         let path = self.path_of(&place)?;
         Ok(Reached {
             directory: CString::new(place.into_os_string().into_encoded_bytes())
                 .map_err(|_| Errno::EINVAL)?,
-            group: Group::of(directory, self.version),
+            group: Group::of(directory, self.entry.version),
             path,
-            controllers: self.controllers.clone(),
+            controllers: self.entry.controllers.clone(),
         })
     }
 
@@ -180,8 +238,10 @@ impl Mount {
     fn path_of(&self, path: &Path) -> Result<String, Errno> {
         // What was removed ends in "(deleted)", what lies outside of the mount
         // is not below it.
-        let below = path.strip_prefix(&self.point).map_err(|_| Errno::ENOENT)?;
-        let path = Path::new(&self.root).join(below);
+        let below = path
+            .strip_prefix(&self.entry.point)
+            .map_err(|_| Errno::ENOENT)?;
+        let path = Path::new(&self.entry.root).join(below);
         let path = path.to_str().ok_or(Errno::EINVAL)?;
         match path.strip_suffix('/') {
             Some(parent) if !parent.is_empty() => Ok(parent.to_owned()),
@@ -190,17 +250,9 @@ impl Mount {
     }
 }
 
-fn read_mounts() -> Result<Vec<Mount>, Errno> {
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(super::pidfd::errno)?;
-    let mut mounts: Vec<Mount> = text.lines().filter_map(read_mount).collect();
-    // On a mount of a part, what lies outside cannot be named.
-    mounts.sort_by_key(|mount| mount.root.len());
-    Ok(mounts)
-}
-
-/// One line of mountinfo, if it is a hierarchy of cgroups that can be opened:
+/// One line of mountinfo, if it is a hierarchy of cgroups:
 /// "36 35 98:0 /root /point rw,noatime shared:1 - cgroup2 cgroup2 rw,options"
-fn read_mount(line: &str) -> Option<Mount> {
+fn parse(line: &str) -> Option<Entry> {
     let (place, kind) = line.split_once(" - ")?;
     let mut place = place.split(' ').skip(3);
     let (root, point) = (place.next()?, place.next()?);
@@ -225,16 +277,11 @@ fn read_mount(line: &str) -> Option<Mount> {
             .collect::<Vec<_>>()
             .join(","),
     };
-    let point = PathBuf::from(OsStr::from_bytes(&unescaped(point)));
-    let directory = File::open(&point).ok()?;
-    let device = Device::of(directory.as_raw_fd())?;
-    Some(Mount {
-        device,
+    Some(Entry {
         version,
         controllers,
         root: String::from_utf8(unescaped(root)).ok()?,
-        point,
-        directory,
+        point: PathBuf::from(OsStr::from_bytes(&unescaped(point))),
     })
 }
 
