@@ -193,6 +193,38 @@ def a_hierarchy_that_is_mounted_later_is_found():
         expect(takes_threads(delegate), "handled", "verdict with a mount")
 
 
+@test
+def a_mount_point_that_is_not_utf_8_takes_no_hierarchy_away():
+    """A user makes one with fusermount."""
+    directory = support.bed.path("\udcff")
+    directory.mkdir()
+    policy = "version = 1\n" + stage.rule("root", 0, "root")
+    wrapper = own_mounts('mount -t tmpfs none "$1"', directory)
+    with Delegate(policy, wrapper=wrapper) as delegate:
+        expect(takes_threads(delegate), "handled", "verdict")
+        expect(delegate.said(), "", "what it wrote on standard error")
+
+
+@test
+def a_cgroup_that_is_not_utf_8_takes_no_other_hierarchy_away():
+    if support.bed.v1 is None:
+        raise Skipped("no cgroup v1 with the controller pids is mounted")
+    expect(as_peer(_ask, stage.main.socket, cgroup=stage.cgroup("root"),
+                   v1=support.bed.cgroup("\udcff", 1)), "handled", "verdict")
+
+
+@test
+def a_cgroup_that_is_not_utf_8_permits_nothing():
+    inside = support.bed.cgroup("root/\udcff")
+    said = as_peer(_ask, stage.main.socket, cgroup=inside)
+    expect("has no cgroup" in said, True, f"the peer in it is told so ({said})")
+    with Qemu(cgroup=inside) as qemu:
+        os.set_inheritable(qemu.pidfd, True)
+        verdict = as_peer(_deep_target, stage.main.socket, qemu.pidfd,
+                          cgroup=stage.cgroup("root"))
+        expect(verdict, "refused", "the verdict for a target in it")
+
+
 class Deep:
     """A cgroup whose path is longer than /proc can say."""
 

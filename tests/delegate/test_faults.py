@@ -107,6 +107,26 @@ def threads_in_a_pid_namespace_are_told_by_proc_where_the_kernel_does_not():
         test_operations.with_launcher(2, "qemu/vcpus", check, delegate)
 
 
+def _named(outside, path, program):
+    support.bed.qemu = program
+    with Connection(path) as connection, Qemu(2) as qemu:
+        verdict = connection.ask(wire.SCHEDULER, wire.scheduler(
+            1, 0, qemu.tids[1]), [qemu.pidfd]).verdict
+        return [verdict, support.schedule(qemu.tids[1])[0]]
+
+
+@test
+def a_thread_whose_name_is_not_utf_8_is_told_by_proc_like_any_other():
+    # The kernel names a process, and so its threads, as the program's file.
+    program = support.bed.path("\udcff")
+    program.symlink_to(support.bed.qemu)
+    rules = stage.rule("container", support.MACHINE_UID, "vm1")
+    with under_strace(OLD, rules=rules) as delegate:
+        found = as_peer(_named, delegate.socket, program, container=True,
+                        uid=support.MACHINE_UID, cgroup=stage.cgroup("vm1"))
+    expect(found, ["handled", os.SCHED_BATCH], "verdict and scheduler")
+
+
 COUNT = 200
 
 

@@ -23,9 +23,11 @@ fn invalid(path: &str) -> io::Error {
     )
 }
 
-/// Reads a file; an error names it.
+/// Reads a file; an error names it. Names of processes, cgroups and mount points
+/// need not be UTF-8, and are not what is looked for.
 pub fn read(path: &str) -> io::Result<String> {
-    fs::read_to_string(path)
+    fs::read(path)
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
         .map_err(|error| io::Error::new(error.kind(), format!("cannot read {path}: {error}")))
 }
 

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use libc::c_int;
 
-use super::pidfd::{Device, errno};
+use super::pidfd::{Device, errno, utf8_lines};
 use crate::errno::Errno;
 use crate::kernel::cgroup::{Group, Version};
 use crate::kernel::check;
@@ -84,8 +84,9 @@ impl Mounts {
 
     fn read(&mut self) -> Result<(), Errno> {
         let mut file = File::open("/proc/self/mountinfo").map_err(errno)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(errno)?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(errno)?;
+        let text = utf8_lines(text);
         let entries = text.lines().filter_map(parse);
         let mounts = entries.filter_map(|entry| Mount::new(entry).transpose());
         self.all = mounts.collect::<Result<_, _>>()?;

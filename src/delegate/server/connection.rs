@@ -3,7 +3,6 @@
 //! examines or closes it, and then blocks nobody else.
 
 use std::cell::Cell;
-use std::fs;
 use std::mem::size_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -680,8 +679,8 @@ fn cgroup_of<'c>(
                 format_args!("cannot tell the cgroup of process {}", info.pid),
             )
         };
-        let text = fs::read_to_string(format!("/proc/{}/cgroup", info.pid));
-        let text = text.map_err(|error| match pidfd::errno(error) {
+        let text = pidfd::read_lines(&format!("/proc/{}/cgroup", info.pid));
+        let text = text.map_err(|errnum| match errnum {
             Errno::ESRCH => gone(),
             errnum => failed(errnum),
         })?;

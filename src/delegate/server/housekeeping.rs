@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use libc::{c_int, pid_t};
 
 use super::cgroupfs;
-use super::pidfd::{errno, no_more};
+use super::pidfd::{errno, no_more, read_lines, utf8_lines};
 use super::serve::write_cpus;
 use crate::delegate::policy::Scope;
 use crate::errno::Errno;
@@ -119,7 +119,7 @@ struct Directory {
 
 impl Directory {
     fn read(&self, name: &CStr) -> Result<String, Errno> {
-        read_at(&self.fd, name)
+        String::from_utf8(read_at(&self.fd, name)?).map_err(|_| Errno::EPROTO)
     }
 
     fn write(&self, name: &CStr, text: &str) -> Result<(), Errno> {
@@ -206,13 +206,13 @@ impl Directory {
 /// A filesystem and a number in it.
 type Identity = (u64, u64);
 
-fn read_at(directory: &Fd, name: &CStr) -> Result<String, Errno> {
+fn read_at(directory: &Fd, name: &CStr) -> Result<Vec<u8>, Errno> {
     let file = file::open_at(directory, name, libc::O_RDONLY)?;
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
     loop {
         match file::read(&file, &mut buffer)? {
-            0 => return String::from_utf8(text).map_err(|_| Errno::EPROTO),
+            0 => return Ok(text),
             length => text.extend_from_slice(&buffer[..length]),
         }
     }
@@ -364,16 +364,18 @@ fn is_gone(pidfd: &Fd) -> bool {
 struct Thread(Fd);
 
 impl Thread {
-    /// The path of its cgroup; `None` when it is no more.
+    /// The path of its cgroup, empty if that is not UTF-8; `None` when it is no
+    /// more.
     fn cgroup(&self, controllers: &str) -> Option<String> {
-        let text = read_at(&self.0, c"cgroup").ok()?;
-        path_in(&text, controllers).map(str::to_owned)
+        let text = utf8_lines(read_at(&self.0, c"cgroup").ok()?);
+        Some(path_in(&text, controllers).unwrap_or_default().to_owned())
     }
 
     /// The fields of its stat behind its name, which can have any character.
     fn stat(&self) -> Option<Vec<String>> {
         let text = read_at(&self.0, c"stat").ok()?;
-        let (_, fields) = text.rsplit_once(')')?;
+        let name = text.iter().rposition(|byte| *byte == b')')?;
+        let fields = str::from_utf8(&text[name + 1..]).ok()?;
         Some(fields.split_whitespace().map(str::to_owned).collect())
     }
 
@@ -412,8 +414,8 @@ impl Plan {
             },
         };
         let process = Process::hold(pid, received).map_err(cannot)?;
-        let read = || fs::read_to_string(format!("/proc/{pid}/cgroup"));
-        let text = read().map_err(errno).map_err(cannot)?;
+        let read = || read_lines(&format!("/proc/{pid}/cgroup"));
+        let text = read().map_err(cannot)?;
         let Some((controllers, path)) = hierarchy_of(&text) else {
             return failure(
                 Errno::EOPNOTSUPP,
@@ -453,7 +455,7 @@ impl Plan {
         let name = CString::new(name).map_err(|_| cannot(Errno::EINVAL))?;
         let is_adopted = path == base.path_of_child(&name);
         // It was that very process's, and it was not moved meanwhile.
-        let after = read().map_err(errno).map_err(cannot)?;
+        let after = read().map_err(cannot)?;
         if process.is_gone() {
             return gone();
         }
@@ -899,10 +901,10 @@ impl Plan {
     /// one is that made it, from which it had its own.
     fn return_stray(&self, tid: pid_t, from: &Directory) {
         let path = |id: pid_t| {
-            let text = fs::read_to_string(format!("/proc/{id}/cgroup")).ok()?;
+            let text = read_lines(&format!("/proc/{id}/cgroup")).ok()?;
             path_in(&text, &self.controllers).map(str::to_owned)
         };
-        let Ok(status) = fs::read_to_string(format!("/proc/{tid}/status")) else {
+        let Ok(status) = read_lines(&format!("/proc/{tid}/status")) else {
             return;
         };
         let number = |name: &str| -> Option<pid_t> {
@@ -1255,6 +1257,24 @@ mod tests {
         assert_eq!(path_in(hybrid, ""), Some("/e"));
         assert_eq!(hierarchy_of("1:cpu:/a\n0::/e\n"), Some(("", "/e")));
         assert_eq!(hierarchy_of("1:cpu:/a\n"), None);
+    }
+
+    #[test]
+    fn a_thread_is_known_whatever_its_name_is() {
+        let start = |name: &CStr| {
+            // SAFETY: a C string, which the kernel reads; and no memory.
+            let tid = unsafe {
+                libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+                libc::gettid()
+            };
+            let path = CString::new(format!("/proc/self/task/{tid}")).expect("no NUL");
+            let thread = Thread(file::open(&path, libc::O_PATH).expect("own directory"));
+            assert!(!thread.is_exiting(), "{name:?} is there");
+            thread.start().expect("when it started")
+        };
+        let test = std::thread::spawn(move || [c"x", c"x) Z 1 (", c"\xff"].map(start));
+        let starts = test.join().expect("no panic");
+        assert!(starts.iter().all(|start| *start == starts[0]), "{starts:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //! Who is at the other end of a connection, as the kernel says.
 
-use std::fs::{self, File};
+use std::fs::File;
 
 use libc::{c_int, pid_t};
 
@@ -141,12 +141,12 @@ impl Peer {
     /// What is read of a process by its number, while the pidfd says that it is
     /// that process's.
     fn process(pid: pid_t, pidfd: &Fd, hierarchy: &Hierarchy) -> Result<Peer, Unknown> {
-        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup"));
+        let cgroups = pidfd::read_lines(&format!("/proc/{pid}/cgroup"));
         let namespace = Namespace::of(pid).map_err(errno);
         if has_exited(pidfd).unwrap_or(true) {
             return Err(Unknown::Gone);
         }
-        let cgroups = cgroups.map_err(|error| Unknown::Failed("cgroup", errno(error)))?;
+        let cgroups = cgroups.map_err(|errnum| Unknown::Failed("cgroup", errnum))?;
         let cgroup = hierarchy
             .path_in(&cgroups)
             .ok_or_else(|| Unknown::NoCgroup(hierarchy.clone()))?

@@ -121,17 +121,31 @@ fn info_from_proc(pidfd: c_int) -> Result<Info, Errno> {
         let value = text.lines().find_map(|line| line.strip_prefix(name))?;
         value.split_whitespace().next()?.parse().ok()
     };
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}")).map_err(errno)?;
+    let text = read_lines(&format!("/proc/self/fdinfo/{pidfd}"))?;
     let pid = line(&text, "Pid:")
         .filter(|pid| *pid > 0)
         .ok_or(Errno::ESRCH)?;
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).map_err(errno)?;
+    let text = read_lines(&format!("/proc/{pid}/status"))?;
     let read = |name| line(&text, name).ok_or(Errno::EPROTO);
     Ok(Info {
         pid: pid as libc::pid_t,
         process: read("Tgid:")? as libc::pid_t,
         uid: read("Uid:")? as u32,
         cgroup: None,
+    })
+}
+
+/// Reads a file of /proc: the lines that can be understood.
+pub(crate) fn read_lines(path: &str) -> Result<String, Errno> {
+    fs::read(path).map(utf8_lines).map_err(errno)
+}
+
+/// The lines that are UTF-8. Names of processes, cgroups and mount points need
+/// not be, and whoever gives one must not take the other lines away.
+pub(crate) fn utf8_lines(text: Vec<u8>) -> String {
+    String::from_utf8(text).unwrap_or_else(|error| {
+        let lines = error.as_bytes().split_inclusive(|byte| *byte == b'\n');
+        lines.filter_map(|line| str::from_utf8(line).ok()).collect()
     })
 }
 
@@ -183,8 +197,24 @@ pub(crate) fn threads_by_number(
 /// The numbers of a process or thread in its PID namespace and those above, the
 /// delegate's first.
 pub(crate) fn numbers(status: &str) -> Result<Vec<libc::pid_t>, Errno> {
-    let text = fs::read_to_string(status).map_err(errno)?;
+    let text = read_lines(status)?;
     let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let numbers = line.map(|line| line.split_whitespace().map(str::parse).collect());
     numbers.and_then(Result::ok).ok_or(Errno::EPROTO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_not_utf_8_takes_no_other_away() {
+        for (text, lines) in [
+            (&b"Name:\tx\nPid:\t1\n"[..], "Name:\tx\nPid:\t1\n"),
+            (b"Name:\t\xff\nPid:\t1\n", "Pid:\t1\n"),
+            (b"1:pids:/a\n0::/\xc3", "1:pids:/a\n"),
+        ] {
+            assert_eq!(utf8_lines(text.to_vec()), lines, "{}", text.escape_ascii());
+        }
+    }
 }
