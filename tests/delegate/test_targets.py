@@ -89,6 +89,13 @@ def a_target_in_a_cgroup_whose_name_goes_on_is_refused():
 
 
 @test
+def a_target_in_a_cgroup_whose_name_ends_in_a_carriage_return_is_refused():
+    support.bed.cgroup("vm1\r/qemu")
+    for group in ("vm1\r", "vm1\r/qemu"):
+        refuses_all(MACHINE_UID, "vm1", MACHINE_UID, group, "vm1/qemu/vcpus")
+
+
+@test
 def a_target_of_another_user_in_the_same_cgroup_is_refused():
     refuses_all(MACHINE_UID, "vm1", 0, "vm1/qemu", "vm1/qemu/vcpus")
 

@@ -60,17 +60,32 @@ pub enum Hierarchy {
 impl Hierarchy {
     /// The path of a process in it, from the text of its `/proc/PID/cgroup`.
     pub fn path_in<'t>(&self, proc_cgroup: &'t str) -> Option<&'t str> {
-        proc_cgroup.lines().find_map(|line| {
-            // "4:cpu,cpuacct:/path"; of version 2 "0::/path"
-            let mut parts = line.splitn(3, ':');
-            let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-            let is_it = match self {
-                Hierarchy::V2 => id == "0" && controllers.is_empty(),
-                Hierarchy::V1(name) => controllers.split(',').any(|own| own == name),
-            };
-            is_it.then_some(path)
-        })
+        let mut hierarchies = hierarchies(proc_cgroup);
+        let found = hierarchies.find(|(controllers, _)| match self {
+            Hierarchy::V2 => controllers.is_empty(),
+            Hierarchy::V1(name) => controllers.split(',').any(|own| own == name),
+        });
+        found.map(|(_, path)| path)
     }
+}
+
+/// The hierarchies in the text of a `/proc/PID/cgroup`: the controllers or name
+/// of each, which version 2 has none of, and the process's path in it.
+///
+/// "4:cpu,cpuacct:/path"; of version 2 "0::/path"
+pub(crate) fn hierarchies(proc_cgroup: &str) -> impl Iterator<Item = (&str, &str)> {
+    // Not lines(): a path may end in a carriage return.
+    proc_cgroup.split('\n').filter_map(|line| {
+        let (_, hierarchy) = line.split_once(':')?;
+        hierarchy.split_once(':')
+    })
+}
+
+/// The path in the hierarchy of these controllers.
+pub(crate) fn path_in<'t>(proc_cgroup: &'t str, controllers: &str) -> Option<&'t str> {
+    let mut hierarchies = hierarchies(proc_cgroup);
+    let found = hierarchies.find(|(own, _)| *own == controllers);
+    found.map(|(_, path)| path)
 }
 
 impl fmt::Display for Hierarchy {

@@ -1145,6 +1145,8 @@ fn a_hierarchys_path_is_found_among_all() {
     ] {
         assert_eq!(hierarchy.path_in(text), path, "{hierarchy}");
     }
+    // Another cgroup than /e.
+    assert_eq!(Hierarchy::V2.path_in("0::/e\r\n"), Some("/e\r"));
     for (name, hierarchy) in [
         ("v2", Hierarchy::V2),
         ("cpu", Hierarchy::V1("cpu".into())),

@@ -26,7 +26,7 @@ use libc::{c_int, pid_t};
 use super::cgroupfs;
 use super::pidfd::{errno, no_more, read_lines, utf8_lines};
 use super::serve::write_cpus;
-use crate::delegate::policy::Scope;
+use crate::delegate::policy::{Scope, hierarchies, path_in};
 use crate::errno::Errno;
 use crate::kernel::cgroup::Version;
 use crate::kernel::check;
@@ -221,29 +221,10 @@ fn read_at(directory: &Fd, name: &CStr) -> Result<Vec<u8>, Errno> {
 /// The hierarchy that has cpuset, as a line of /proc/PID/cgroup names it, and
 /// the path in it. A controller is in one hierarchy only.
 fn hierarchy_of(cgroups: &str) -> Option<(&str, &str)> {
-    let lines = cgroups.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        rest.split_once(':')
-    });
     let has_cpuset = |controllers: &str| controllers.split(',').any(|one| one == "cpuset");
-    let mut version_2 = None;
-    for (controllers, path) in lines {
-        match controllers {
-            "" => version_2 = Some((controllers, path)),
-            _ if has_cpuset(controllers) => return Some((controllers, path)),
-            _ => {}
-        }
-    }
-    version_2
-}
-
-/// The path in a hierarchy, from the text of a /proc/PID/cgroup.
-fn path_in<'t>(cgroups: &'t str, controllers: &str) -> Option<&'t str> {
-    cgroups.lines().find_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        let (own, path) = rest.split_once(':')?;
-        (own == controllers).then_some(path)
-    })
+    hierarchies(cgroups)
+        .find(|(controllers, _)| has_cpuset(controllers))
+        .or_else(|| hierarchies(cgroups).find(|(controllers, _)| controllers.is_empty()))
 }
 
 fn parent(path: &str) -> &str {
