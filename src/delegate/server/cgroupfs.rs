@@ -17,7 +17,8 @@ use std::sync::{Mutex, PoisonError};
 
 use libc::c_int;
 
-use super::pidfd::{Device, errno, utf8_lines};
+use super::pidfd::{Device, errno, read_lines, utf8_lines};
+use crate::delegate::policy::{hierarchies, path_in};
 use crate::errno::Errno;
 use crate::kernel::cgroup::{Group, Version};
 use crate::kernel::check;
@@ -87,7 +88,9 @@ impl Mounts {
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(errno)?;
         let text = utf8_lines(text);
-        let entries = text.lines().filter_map(parse);
+        // After the mounts: it has all of them that are there.
+        let cgroups = read_lines("/proc/self/cgroup")?;
+        let entries = text.lines().filter_map(|line| parse(line, &cgroups));
         let mounts = entries.filter_map(|entry| Mount::new(entry).transpose());
         self.all = mounts.collect::<Result<_, _>>()?;
         // On a mount of a part, what lies outside cannot be named.
@@ -112,10 +115,7 @@ impl Reached {
     /// The path that a process has in the same hierarchy, from the text of its
     /// /proc/PID/cgroup.
     pub(crate) fn path_of<'t>(&self, cgroups: &'t str) -> Option<&'t str> {
-        cgroups.lines().find_map(|line| {
-            let mut parts = line.splitn(3, ':').skip(1);
-            (parts.next()? == self.controllers).then(|| parts.next())?
-        })
+        path_in(cgroups, &self.controllers)
     }
 }
 
@@ -253,34 +253,28 @@ impl Mount {
 
 /// One line of mountinfo, if it is a hierarchy of cgroups:
 /// "36 35 98:0 /root /point rw,noatime shared:1 - cgroup2 cgroup2 rw,options"
-fn parse(line: &str) -> Option<Entry> {
+///
+/// Of version 1 its controllers are among the options, with others of the kernel,
+/// and of security modules. So they are those that a hierarchy has in `cgroups`,
+/// the text of any process's /proc/PID/cgroup.
+fn parse(line: &str, cgroups: &str) -> Option<Entry> {
     let (place, kind) = line.split_once(" - ")?;
     let mut place = place.split(' ').skip(3);
     let (root, point) = (place.next()?, place.next()?);
     let mut kind = kind.split(' ');
-    let version = match kind.next()? {
-        "cgroup2" => Version::V2,
-        "cgroup" => Version::V1,
+    let (version, controllers) = match (kind.next()?, kind.nth(1)?) {
+        ("cgroup2", _) => (Version::V2, ""),
+        ("cgroup", options) => {
+            let is_option = |one| options.split(',').any(|option| option == one);
+            let mut all = hierarchies(cgroups).map(|(controllers, _)| controllers);
+            let own = all.find(|all| all.split(',').all(is_option))?;
+            (Version::V1, own)
+        }
         _ => return None,
-    };
-    let options = kind.nth(1)?;
-    let controllers = match version {
-        Version::V2 => String::new(),
-        Version::V1 => options
-            .split(',')
-            .filter(|option| {
-                let is_mount_option = matches!(
-                    *option,
-                    "rw" | "ro" | "xattr" | "noprefix" | "clone_children" | "cpuset_v2_mode"
-                );
-                !is_mount_option && !option.starts_with("release_agent=")
-            })
-            .collect::<Vec<_>>()
-            .join(","),
     };
     Some(Entry {
         version,
-        controllers,
+        controllers: controllers.to_owned(),
         root: String::from_utf8(unescaped(root)).ok()?,
         point: PathBuf::from(OsStr::from_bytes(&unescaped(point))),
     })
@@ -306,4 +300,52 @@ fn unescaped(text: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Option<(Version, String)> {
+        let cgroups = "13:misc:/\n5:cpu,cpuacct:/a\n2:name=systemd:/b\n1:cpuset:/\n0::/c\n";
+        parse(line, cgroups).map(|entry| (entry.version, entry.controllers))
+    }
+
+    #[test]
+    fn options_that_are_no_controllers_belong_to_no_hierarchys_name() {
+        for options in [
+            "rw,cpu,cpuacct",
+            "rw,seclabel,cpu,cpuacct",
+            "rw,cpu,cpuacct,xattr,favordynmods,release_agent=/misc,clone_children",
+            "rw,context=\"system_u:object_r:cgroup_t:s0:c1,c2\",cpu,cpuacct",
+        ] {
+            let line = format!("32 31 0:29 / /cpu rw,relatime shared:4 - cgroup cgroup {options}");
+            let expected = (Version::V1, "cpu,cpuacct".to_owned());
+            assert_eq!(parsed(&line), Some(expected), "{options}");
+        }
+        let line = "40 31 0:37 / /systemd rw - cgroup none rw,noprefix,xattr,name=systemd";
+        let expected = (Version::V1, "name=systemd".to_owned());
+        assert_eq!(parsed(line), Some(expected));
+    }
+
+    #[test]
+    fn a_line_of_mountinfo_says_where_which_hierarchy_is() {
+        let line = "41 31 0:38 /a\\040b /sys/x\\134y rw - cgroup2 cgroup2 rw,nsdelegate";
+        let expected = Entry {
+            version: Version::V2,
+            controllers: String::new(),
+            root: "/a b".to_owned(),
+            point: PathBuf::from("/sys/x\\y"),
+        };
+        assert_eq!(parse(line, "0::/\n"), Some(expected));
+        for line in [
+            "",
+            "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,cpuset",
+            "31 23 0:28 / /x rw - fuse.cgroup2 cgroup2 rw",
+            "32 31 0:29 / /memory rw - cgroup cgroup rw,memory",
+            "32 31 0:29 / /cpu rw - cgroup cgroup",
+        ] {
+            assert_eq!(parsed(line), None, "{line:?}");
+        }
+    }
 }
