@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use libc::{c_int, pid_t};
@@ -1122,7 +1122,7 @@ fn start_watch() -> Result<Arc<Fd>, Errno> {
 fn run_watch(watch: &Fd) {
     const FIRST_PAUSE: c_int = 5;
     const LAST_PAUSE: c_int = 1000;
-    let mut leaving: Vec<(Arc<Child>, Instant)> = Vec::new();
+    let mut leaving: Vec<Leaving> = Vec::new();
     let mut pause = FIRST_PAUSE;
     loop {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
@@ -1144,12 +1144,12 @@ fn run_watch(watch: &Fd) {
         for event in &events[..count as usize] {
             leaving.extend(part_with(watch, event.u64));
         }
-        leaving.retain(|(child, since)| !is_removed(child, *since));
+        leaving.retain(|leaving| !leaving.is_done());
     }
 }
 
-/// Forgets a VM that has exited. The children that it had alone are left over.
-fn part_with(watch: &Fd, serial: u64) -> Vec<(Arc<Child>, Instant)> {
+/// Forgets a VM that has exited. Its children are to be left.
+fn part_with(watch: &Fd, serial: u64) -> Vec<Leaving> {
     let Some(vm) = with_known(|known| known.vms.remove(&serial)) else {
         return Vec::new();
     };
@@ -1163,40 +1163,57 @@ fn part_with(watch: &Fd, serial: u64) -> Vec<(Arc<Child>, Instant)> {
     state.has_exited = true;
     let children = std::mem::take(&mut state.children);
     drop(state);
-    let now = Instant::now();
-    let is_left = |child: &Arc<Child>| {
-        let mut state = lock(&child.state);
-        state.users.retain(|user| user.serial != serial);
-        state.users.is_empty()
-    };
-    let left = children.into_iter().filter(is_left);
-    left.map(|child| (child, now)).collect()
+    let since = Instant::now();
+    let leaving = children.into_iter().map(|child| Leaving {
+        child,
+        serial,
+        since,
+    });
+    leaving.collect()
 }
 
-/// Removes a child that no VM has, unless that takes longer. Whether there is
-/// no more to be done.
-fn is_removed(child: &Arc<Child>, since: Instant) -> bool {
-    let mut state = lock(&child.state);
-    if !state.users.is_empty() || state.is_over {
-        return true;
-    }
-    if state.directory.is_some() {
-        // SAFETY: a C string, and numbers.
-        let removed = check(unsafe {
-            let name = child.name.as_ptr();
-            libc::unlinkat(child.base.get(), name, libc::AT_REMOVEDIR)
-        });
-        // The last threads leave it a little after the process's end; and
-        // others may be in it for ever.
-        if removed == Err(Errno(libc::EBUSY)) && since.elapsed() < REMOVAL {
-            return false;
+/// A child that a VM had until it exited.
+struct Leaving {
+    child: Arc<Child>,
+    /// The VM's.
+    serial: u64,
+    since: Instant,
+}
+
+impl Leaving {
+    /// Removes the child, unless another VM has it or that takes longer. Whether
+    /// there is no more to be done.
+    fn is_done(&self) -> bool {
+        let child = &self.child;
+        let mut state = match child.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // A request works on it, and other VMs' children do not wait for
+            // that.
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        state.users.retain(|user| user.serial != self.serial);
+        if !state.users.is_empty() || state.is_over {
+            return true;
         }
+        if state.directory.is_some() {
+            // SAFETY: a C string, and numbers.
+            let removed = check(unsafe {
+                let name = child.name.as_ptr();
+                libc::unlinkat(child.base.get(), name, libc::AT_REMOVEDIR)
+            });
+            // The last threads leave it a little after the process's end; and
+            // others may be in it for ever.
+            if removed == Err(Errno(libc::EBUSY)) && self.since.elapsed() < REMOVAL {
+                return false;
+            }
+        }
+        state.is_over = true;
+        state.directory = None;
+        drop(state);
+        forget(child);
+        true
     }
-    state.is_over = true;
-    state.directory = None;
-    drop(state);
-    forget(child);
-    true
 }
 
 #[cfg(test)]
@@ -1256,6 +1273,29 @@ mod tests {
         let test = std::thread::spawn(move || [c"x", c"x) Z 1 (", c"\xff"].map(start));
         let starts = test.join().expect("no panic");
         assert!(starts.iter().all(|start| *start == starts[0]), "{starts:?}");
+    }
+
+    #[test]
+    fn a_child_that_a_request_works_on_is_left_later() {
+        let child = Arc::new(Child {
+            key: ((0, 0), CString::default()),
+            base: file::open(c"/", libc::O_PATH).expect("the root"),
+            name: CString::default(),
+            state: Mutex::default(),
+        });
+        let leaving = Arc::new(Leaving {
+            child: Arc::clone(&child),
+            serial: 1,
+            since: Instant::now(),
+        });
+        let request = lock(&child.state);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let watch = Arc::clone(&leaving);
+        std::thread::spawn(move || sender.send(watch.is_done()));
+        let is_done = receiver.recv_timeout(Duration::from_secs(60));
+        assert_eq!(is_done, Ok(false), "the watch goes on at once");
+        drop(request);
+        assert!(leaving.is_done(), "it is nobody's any more");
     }
 
     #[test]
