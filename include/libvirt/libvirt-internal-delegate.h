@@ -99,7 +99,7 @@ virInternalDelegatePtr virInternalDelegateNew(unsigned int version,
  * Returns 0 on success, -1 on error, with nothing changed:
  * VIR_INTERNAL_ERR_INVALID_ARG (EINVAL) for an @address that is none, a path of
  * more than 107 bytes, a descriptor that is no such socket, a @label of more
- * than 128 bytes, an empty one or one with control characters, and unknown
+ * than 255 bytes, an empty one or one with control characters, and unknown
  * @flags; VIR_INTERNAL_ERR_FAILED when it cannot be listened on, with
  * EADDRINUSE when somebody does already, EEXIST when the path is another kind
  * of file, ECANCELED when the delegate was stopped; VIR_INTERNAL_ERR_FORKED

@@ -153,7 +153,7 @@ pub(crate) unsafe fn receive(
             // Whoever gave the socket may have asked for more than descriptors.
             received.cut |= (level, kind) != (libc::SOL_SOCKET, libc::SCM_RIGHTS);
             if level == libc::SOL_SOCKET && matches!(kind, libc::SCM_RIGHTS | SCM_PIDFD) {
-                let count = (length as usize - control_length(0)) / size_of::<c_int>();
+                let count = (length - control_length(0)) / size_of::<c_int>();
                 let numbers = libc::CMSG_DATA(header).cast::<c_int>();
                 for index in 0..count {
                     let fd = Fd::new(numbers.add(index).read().into());
