@@ -29,7 +29,7 @@ use std::fmt;
 pub use decision::{Closeness, Denied, Peer, Scope};
 pub use explain::{Explanation, Target};
 pub use file::{FILE_MAX, PolicyError};
-pub use value::{CPUS_MAX, Cpus, Ids, Labels, NAME_MAX, PATH_MAX, Size, Subtree};
+pub use value::{CPUS_MAX, Cpus, Ids, Labels, NAME_MAX, PATH_MAX, Size, Subtree, check_label};
 pub(crate) use value::{Name, child_name, covers, not_empty, priority};
 
 use crate::operation::Allowed;

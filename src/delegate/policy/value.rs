@@ -473,6 +473,15 @@ impl Name {
     }
 }
 
+/// Whether a listener can have that label: one that a rule could name. An error
+/// says so.
+pub fn check_label(label: &str) -> Result<(), String> {
+    match Name::new(label) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(format!("the label {label:?}: {why}")),
+    }
+}
+
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         let text = String::deserialize(deserializer)?;

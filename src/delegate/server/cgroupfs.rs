@@ -156,6 +156,32 @@ pub(crate) fn open(controllers: &str, path: &str) -> Result<Fd, Errno> {
     Mounts::find(below)?.ok_or(Errno::ENOENT)?
 }
 
+/// Where hierarchies are mounted: each one's controllers, the cgroup that is
+/// mounted, and the place. No descriptor is kept for it.
+static PLACES: Mutex<Vec<(String, String, PathBuf)>> = Mutex::new(Vec::new());
+
+/// The directory of a cgroup by its path in a hierarchy, as a line of
+/// /proc/PID/cgroup has both.
+pub(crate) fn directory(controllers: &str, path: &str) -> Result<PathBuf, Errno> {
+    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    let find = |places: &[(String, String, PathBuf)]| {
+        let of = places.iter().filter(|(own, ..)| own == controllers);
+        let mut found = of.filter_map(|(_, root, point)| {
+            let below = Path::new(path).strip_prefix(root).ok()?;
+            Some(point.join(below))
+        });
+        found.next()
+    };
+    if let Some(found) = find(&places) {
+        return Ok(found);
+    }
+    let mounts = read_mounts()?;
+    *places = (mounts.into_iter())
+        .map(|mount| (mount.controllers, mount.root, mount.point))
+        .collect();
+    find(&places).ok_or(Errno::ENOENT)
+}
+
 /// The kernel's struct file_handle, with as much room as it can need.
 #[repr(C, align(4))]
 struct FileHandle {

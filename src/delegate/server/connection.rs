@@ -143,6 +143,12 @@ pub(super) fn goodbye(socket: &Fd, request: u64, text: &str) {
     let _ = send(socket, OUTCOME, 0, request, answer, &[], text);
 }
 
+/// As much of a text as an answer can have.
+pub(super) fn fitting(text: &str) -> &str {
+    let end = (0..=text.len().min(TEXT_MAX)).rfind(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
+}
+
 fn send(
     socket: &Fd,
     operation: u32,
@@ -152,8 +158,7 @@ fn send(
     results: &[c_int],
     text: &str,
 ) -> Result<(), Errno> {
-    let end = (0..=text.len().min(TEXT_MAX)).rfind(|&end| text.is_char_boundary(end));
-    let text = &text.as_bytes()[..end.unwrap_or(0)];
+    let text = fitting(text).as_bytes();
     answer.text = text.len() as u32;
     answer.results = results.len() as u32;
     let results = bytes_of(results);

@@ -14,6 +14,7 @@ use libc::c_int;
 
 use super::connection::allow_descriptors;
 use crate::delegate::address::Address;
+use crate::delegate::policy::check_label;
 use crate::delegate::socket;
 use crate::errno::Errno;
 use crate::kernel::check;
@@ -44,8 +45,9 @@ fn invalid(text: String) -> io::Error {
 
 impl Listener {
     /// Listens on `unix:/path`, where every user may connect: who may have
-    /// what done is the policy's business. Or takes over `fd:NUMBER`.
+    /// what done is the policy's business. Or on a copy of `fd:NUMBER`.
     pub(super) fn open(address: &str, label: Option<&str>) -> io::Result<Listener> {
+        label.map_or(Ok(()), check_label).map_err(invalid)?;
         let text = CString::new(address).map_err(|_| invalid("a NUL in an address".into()))?;
         let parsed = Address::parse(&text).map_err(|_| invalid(crate::thread::own_message()))?;
         match parsed {
@@ -65,9 +67,11 @@ impl Listener {
                 Listener::new(socket, address, label, file)
             }
             Address::Descriptor(fd) => {
-                // SAFETY: the caller gives it away; checked below.
-                let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-                Listener::adopt(socket, address, label)
+                // SAFETY: a number; the kernel says if it is no descriptor.
+                let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) });
+                // SAFETY: just made.
+                let copy = unsafe { OwnedFd::from_raw_fd(copy.map_err(io_error)? as c_int) };
+                Listener::adopt(copy, address, label)
             }
             Address::Invalid => Err(invalid(format!("{address} is no address"))),
         }
@@ -75,6 +79,7 @@ impl Listener {
 
     /// Takes over a socket that listens.
     pub(super) fn adopt(socket: OwnedFd, name: &str, label: Option<&str>) -> io::Result<Listener> {
+        label.map_or(Ok(()), check_label).map_err(invalid)?;
         for (option, wanted, what) in [
             (libc::SO_DOMAIN, libc::AF_UNIX, "is not a Unix socket"),
             (
@@ -268,4 +273,35 @@ pub(super) fn wait<'l>(listeners: &'l [Arc<Listener>], wake: &Fd) -> io::Result<
         .filter(|(_, poll)| poll.revents != 0)
         .map(|(listener, _)| &**listener)
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_is_no_listener_stays_open() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let address = format!("fd:{}", one.as_raw_fd());
+        let failed = Listener::open(&address, None)
+            .err()
+            .expect("it does not listen");
+        assert_eq!(failed.kind(), io::ErrorKind::InvalidInput, "{failed}");
+        // SAFETY: asks for a number.
+        let flags = unsafe { libc::fcntl(one.as_raw_fd(), libc::F_GETFD) };
+        assert_ne!(flags, -1, "it was closed");
+    }
+
+    #[test]
+    fn a_label_that_no_rule_could_name_is_none() {
+        let path = std::env::temp_dir().join(format!("virt-internal-l-{}", std::process::id()));
+        let address = format!("unix:{}", path.display());
+        for label in ["", "a\nb", &"l".repeat(256)] {
+            let failed = Listener::open(&address, Some(label)).err().expect(label);
+            assert_eq!(failed.kind(), io::ErrorKind::InvalidInput, "{failed}");
+            assert!(!path.exists(), "{label:?}: a socket was made");
+        }
+        let longest = "l".repeat(255);
+        drop(Listener::open(&address, Some(&longest)).expect("it is good"));
+    }
 }

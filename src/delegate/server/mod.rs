@@ -146,8 +146,8 @@ impl Server {
         })))
     }
 
-    /// Listens on `unix:/path`, or on `fd:NUMBER`, a socket that listens
-    /// already. `label` is what rules, quotas and audit lines know its peers
+    /// Listens on `unix:/path`, or on a copy of `fd:NUMBER`, a socket that
+    /// listens already, which stays the caller's. `label` is what rules, quotas and audit lines know its peers
     /// by.
     pub fn listen(&self, address: &str, label: Option<&str>) -> io::Result<()> {
         self.add(Listener::open(address, label)?)

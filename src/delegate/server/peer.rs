@@ -258,15 +258,14 @@ impl Cgroups {
 /// make any number of cgroups in it. Else the cgroup itself.
 fn shared<'p>(controllers: &str, path: &'p str) -> Result<&'p str, Errno> {
     use std::os::unix::fs::MetadataExt;
-    let directory = cgroupfs::open(controllers, path)?;
-    let mut place = format!("/proc/self/fd/{}/.", directory.get());
+    let mut directory = cgroupfs::directory(controllers, path)?;
     let (mut shared, mut above) = (path, path);
     while !above.is_empty() {
-        if fs::metadata(&place).map_err(errno)?.uid() != 0 {
+        if fs::metadata(&directory).map_err(errno)?.uid() != 0 {
             shared = above;
         }
         above = above.rsplit_once('/').map_or("", |(above, _)| above);
-        place.push_str("/..");
+        directory.pop();
     }
     Ok(shared)
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::connection::fitting;
 use super::peer::Peer;
 use crate::delegate::policy::{Quota, Scope as Name};
 use crate::delegate::wire::Answer;
@@ -195,7 +196,7 @@ pub(crate) struct Running<'a> {
 impl Running<'_> {
     /// It ended, like that: remembered before the peer is told.
     pub(crate) fn end(self, answer: Answer, text: &str) {
-        self.leave(Some((answer, text.to_owned())));
+        self.leave(Some((answer, fitting(text).to_owned())));
         std::mem::forget(self);
     }
 
@@ -224,5 +225,31 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.leave(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delegate::wire::{TEXT_MAX, Verdict};
+    use crate::errno::Errno;
+
+    #[test]
+    fn no_more_of_a_text_is_remembered_than_an_answer_can_have() {
+        let scope = Scope {
+            state: Mutex::default(),
+            ended: Condvar::new(),
+        };
+        let answer = Answer {
+            verdict: Verdict::Refused,
+            code: 4,
+            errnum: Errno::EPERM,
+            results: 0,
+            text: 0,
+        };
+        let running = scope.begin(1, Quota::default()).expect("there is room");
+        running.end(answer, &"ä".repeat(TEXT_MAX));
+        let (_, text) = scope.outcome(1).expect("it is remembered");
+        assert_eq!(text, "ä".repeat(TEXT_MAX / 2));
     }
 }

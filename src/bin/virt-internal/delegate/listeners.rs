@@ -10,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use serde::Deserialize;
-use virt_internal::delegate::policy::{FILE_MAX, NAME_MAX};
+use virt_internal::delegate::policy::{FILE_MAX, check_label};
 use virt_internal::delegate::server::Server;
 
 use super::say;
@@ -55,16 +55,6 @@ impl Listen {
             Some(label) => format!("{} (label {label})", self.address),
             None => format!("{} (no label)", self.address),
         }
-    }
-}
-
-/// No rule could name another one.
-fn check_label(label: &str) -> Result<(), String> {
-    match (1..=NAME_MAX).contains(&label.len()) && !label.contains(char::is_control) {
-        true => Ok(()),
-        false => Err(format!(
-            "the label {label:?} must have 1 to {NAME_MAX} bytes and no control characters"
-        )),
     }
 }
 
