@@ -1163,7 +1163,6 @@ SPOIL(spoil_request) { header->request++; }
 SPOIL(spoil_to_hello) { header->operation = WIRE_HELLO; }
 SPOIL(spoil_verdict) { body[0] = 5; }
 SPOIL(spoil_verdict_high) { body[3] = 0x80; }
-SPOIL(spoil_verdict_of_questions) { body[0] = WIRE_UNKNOWN; }
 SPOIL(spoil_errno) { body[0] = WIRE_FAILED; }
 SPOIL(spoil_errno_high)
 {
@@ -1199,7 +1198,6 @@ static const Spoilt spoilt_answers[] = {
     { "hello", "it is to another request", spoil_to_hello },
     { "verdict", "the answer is none that there is", spoil_verdict },
     { "verdict high", "the answer is none that there is", spoil_verdict_high },
-    { "unknown", "it is one to a question", spoil_verdict_of_questions },
     { "errno", "the answer's errno is none", spoil_errno },
     { "errno high", "the answer's errno is none", spoil_errno_high },
     { "errno negative", "the answer's errno is none", spoil_errno_negative },
@@ -1253,6 +1251,21 @@ DELEGATE_TEST(an_answer_that_is_none_is_UNKNOWN_OUTCOME_and_ends_the_connection)
     }
     runner_context = NULL;
     expect_unchanged(&before, getpid(), getpid());
+    disconnect_from(NULL);
+    fake_stop(fake);
+}
+
+DELEGATE_TEST(a_delegate_that_does_not_know_what_it_did_can_be_asked_again)
+{
+    Fake *fake = fake_start("a", peer_say, BACKLOG);
+
+    fake->shared->answer.verdict = WIRE_UNKNOWN;
+    strcpy(fake->shared->text, "it is a mess");
+    connect_to(NULL, fake->address, LONG, VIR_INTERNAL_DELEGATE_OPTIONAL);
+    expect_error(scheduler->call(NULL, getpid(), 0),
+                 VIR_INTERNAL_ERR_UNKNOWN_OUTCOME, EINPROGRESS,
+                 ": it is a mess");
+    expect_true(virInternalGetLastRequest() == fake->shared->request);
     disconnect_from(NULL);
     fake_stop(fake);
 }

@@ -506,9 +506,6 @@ pub(super) fn read_answer(
     if header.operation == OUTCOME && asked.operation != OUTCOME && answer.results == 0 {
         return Ok(Err(Trouble::Dismissed));
     }
-    if answer.verdict == Verdict::Unknown && asked.operation != OUTCOME {
-        return Err(Malformed("it is one to a question"));
-    }
     if (header.operation, header.request) != (asked.operation, asked.request) {
         return Err(Malformed("it is to another request"));
     }

@@ -377,6 +377,9 @@ impl Asked<'_> {
                 if answer.verdict == Verdict::Failed && answer.results != 0 {
                     operation.failed_in_part();
                 }
+                if let (Verdict::Unknown, Some(thread)) = (answer.verdict, thread) {
+                    thread.request.set(id);
+                }
                 outcome(answer, &text, operation)
             }
             Err(trouble) if self.target.optional && trouble.is_absence() => Ok(Outcome::NotHandled),
