@@ -84,20 +84,28 @@ impl Mounts {
     }
 
     fn read(&mut self) -> Result<(), Errno> {
-        let mut file = File::open("/proc/self/mountinfo").map_err(errno)?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(errno)?;
-        let text = utf8_lines(text);
-        // After the mounts: it has all of them that are there.
-        let cgroups = read_lines("/proc/self/cgroup")?;
-        let entries = text.lines().filter_map(|line| parse(line, &cgroups));
-        let mounts = entries.filter_map(|entry| Mount::new(entry).transpose());
+        let (file, entries) = read_mountinfo()?;
+        let mounts = entries.into_iter();
+        let mounts = mounts.filter_map(|entry| Mount::new(entry).transpose());
         self.all = mounts.collect::<Result<_, _>>()?;
-        // On a mount of a part, what lies outside cannot be named.
-        self.all.sort_by_key(|mount| mount.entry.root.len());
         self.mountinfo = Some(file);
         Ok(())
     }
+}
+
+/// The hierarchies that are mounted here, and the file that says so.
+fn read_mountinfo() -> Result<(File, Vec<Entry>), Errno> {
+    let mut file = File::open("/proc/self/mountinfo").map_err(errno)?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).map_err(errno)?;
+    let text = utf8_lines(text);
+    // After the mounts: it has all of them that are there.
+    let cgroups = read_lines("/proc/self/cgroup")?;
+    let entries = text.lines().filter_map(|line| parse(line, &cgroups));
+    let mut entries: Vec<Entry> = entries.collect();
+    // On a mount of a part, what lies outside cannot be named.
+    entries.sort_by_key(|entry| entry.root.len());
+    Ok((file, entries))
 }
 
 /// A cgroup that a peer named, on the delegate's own mount.
@@ -156,30 +164,32 @@ pub(crate) fn open(controllers: &str, path: &str) -> Result<Fd, Errno> {
     Mounts::find(below)?.ok_or(Errno::ENOENT)?
 }
 
-/// Where hierarchies are mounted: each one's controllers, the cgroup that is
-/// mounted, and the place. No descriptor is kept for it.
-static PLACES: Mutex<Vec<(String, String, PathBuf)>> = Mutex::new(Vec::new());
+/// Where hierarchies are mounted. No descriptor is kept for it: every delegate
+/// needs it, also one in another program.
+static PLACES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 /// The directory of a cgroup by its path in a hierarchy, as a line of
 /// /proc/PID/cgroup has both.
 pub(crate) fn directory(controllers: &str, path: &str) -> Result<PathBuf, Errno> {
     let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-    let find = |places: &[(String, String, PathBuf)]| {
-        let of = places.iter().filter(|(own, ..)| own == controllers);
-        let mut found = of.filter_map(|(_, root, point)| {
-            let below = Path::new(path).strip_prefix(root).ok()?;
-            Some(point.join(below))
-        });
-        found.next()
+    let find = |places: &[Entry]| {
+        let own = places
+            .iter()
+            .filter(|entry| entry.controllers == controllers);
+        { own }.find_map(|entry| entry.place_of(path))
     };
     if let Some(found) = find(&places) {
         return Ok(found);
     }
-    let mounts = read_mounts()?;
-    *places = (mounts.into_iter())
-        .map(|mount| (mount.controllers, mount.root, mount.point))
-        .collect();
+    *places = read_mountinfo()?.1;
     find(&places).ok_or(Errno::ENOENT)
+}
+
+impl Entry {
+    fn place_of(&self, path: &str) -> Option<PathBuf> {
+        let below = Path::new(path).strip_prefix(&self.root).ok()?;
+        Some(self.point.join(below))
+    }
 }
 
 /// The kernel's struct file_handle, with as much room as it can need.
