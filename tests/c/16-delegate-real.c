@@ -5,10 +5,12 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -390,6 +392,33 @@ DELEGATE_TEST(a_child_with_all_descriptors_closed_has_it_done)
         expect_eq_int(delegate_audit_lines(&delegate, ""), (i + 1) * DOABLE);
     }
     disconnect_from(NULL);
+    delegate_stop(&delegate);
+}
+
+/* What it is all for. */
+DELEGATE_TEST(a_hard_limit_is_raised_for_a_caller_who_may_not)
+{
+    struct rlimit more = { RLIM_INFINITY, RLIM_INFINITY };
+    Subject subject = subject_start(1);
+    Delegate delegate;
+
+    if (prlimit(subject.pid, RLIMIT_MEMLOCK, &more, NULL) < 0)
+        SKIP("raising a hard limit needs CAP_SYS_RESOURCE");
+    expect_success(virInternalProcessSetMaxMemLock(NULL, subject.pid, 65536,
+                                                   0));
+    delegate = delegate_start(NULL);
+    drop_capability(CAP_SYS_RESOURCE);
+    expect_error(virInternalProcessSetMaxMemLock(NULL, subject.pid, 1 << 30, 0),
+                 VIR_INTERNAL_ERR_FAILED, EPERM, "Operation not permitted");
+    connect_to(NULL, delegate.address, LONG, 0);
+    expect_success(virInternalProcessSetMaxMemLock(NULL, subject.pid, 1 << 30,
+                                                   0));
+    must(prlimit(subject.pid, RLIMIT_MEMLOCK, NULL, &more));
+    expect_eq_int(more.rlim_cur, 1 << 30);
+    expect_eq_int(more.rlim_max, 1 << 30);
+    expect_eq_int(delegate_audit_lines(&delegate, "\"handled\""), 1);
+    disconnect_from(NULL);
+    subject_end(&subject);
     delegate_stop(&delegate);
 }
 
