@@ -1445,6 +1445,9 @@ fn wrong_usage_says_what_is_right() {
         "required arguments",
     );
     expect_exit(&with(&["--target", "x"]), 2, "--explain");
+    let explain = |peer, operation| [&policy[..], &["--explain", peer, operation]].concat();
+    expect_exit(&explain("uid=x", "process-set-affinity"), 2, "no id");
+    expect_exit(&explain("uid=0,gid=0,cgroup=/a", "cut-hair"), 2, "cut-hair");
     let check = run(&[&policy[..], &["--check", "--listeners", &file]].concat());
     assert_eq!(check.status.code(), Some(0), "{check:?}");
     let said = String::from_utf8_lossy(&check.stdout);

@@ -54,6 +54,10 @@ DELEGATE_TEST(a_single_thread_is_the_target_and_no_other)
     expect_eq_int(sched_getscheduler(subject.tids[0]), SCHED_OTHER);
     expect_eq_int(sched_getscheduler(subject.tids[1]), SCHED_BATCH);
     expect_eq_int(sched_getscheduler(subject.tids[2]), SCHED_OTHER);
+    expect_eq_int(delegate_audit_lines(&delegate, text("\"pid\":%d,",
+                                                       subject.pid)), 1);
+    expect_eq_int(delegate_audit_lines(&delegate, text("\"tid\":%d,",
+                                                       subject.tids[1])), 1);
     subject_end_thread(&subject, 2);
     expect_error(virInternalProcessSetScheduler(
                      NULL, subject.pid, subject.tids[2],

@@ -3,9 +3,11 @@
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import struct
+import threading
 
 import stage
 import support
@@ -287,6 +289,36 @@ def _stranger_forges(outside, path, victim):
 def _wait(outside):
     outside.say("there")
     outside.hear()
+
+
+def _thread_that_ended(outside, path):
+    """Of a process that goes on."""
+    numbers, ends = queue.SimpleQueue(), threading.Event()
+
+    def run():
+        numbers.put(threading.get_native_id())
+        ends.wait()
+    thread = threading.Thread(target=run)
+    thread.start()
+    tid = numbers.get()
+    process = os.pidfd_open(os.getpid())
+    fd = os.pidfd_open(tid, wire.PIDFD_THREAD)
+    ends.set()
+    thread.join()
+    support.eventually(lambda: not os.path.exists(f"/proc/self/task/{tid}"),
+                       "the thread is no more")
+    with Connection(path) as connection:
+        answer = connection.ask(wire.SCHEDULER, wire.scheduler(1, 0, tid),
+                                [process, fd])
+    return [summary(answer), answer.text == f"thread {tid} is no more"]
+
+
+@test
+def a_thread_that_ended_is_not_taken_for_its_process():
+    found = as_peer(_thread_that_ended, stage.main.socket,
+                    cgroup=stage.cgroup("root"))
+    expect(found, [["failed", NO_PROCESS, ESRCH], True],
+           "the answer, and whether it names the thread")
 
 
 def _zombie(outside, path, group):

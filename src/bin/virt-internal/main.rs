@@ -51,6 +51,18 @@ enum Command {
     Target(target::Arguments),
 }
 
+/// Arguments that make no sense, which are found after they were parsed.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
 /// What a subcommand returns: its text for standard output, and the command's
 /// exit code.
 type Result = std::result::Result<(String, ExitCode), Box<dyn std::error::Error>>;
@@ -75,7 +87,10 @@ fn main() -> ExitCode {
         Ok((text, exit_code)) => written(write(&text), exit_code),
         Err(error) => {
             complain(&format!("virt-internal: {error}\n"));
-            ExitCode::FAILURE
+            match error.is::<Usage>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use virt_internal::delegate::policy::{Hierarchy, Peer, Policy, Target};
 
-use crate::proc;
+use crate::{Usage, proc};
 
 /// How a peer is written.
 pub const PEER: &str = "uid=107,gid=107,cgroup=/PATH[,label=LABEL] or pid=4711[,label=LABEL]";
@@ -36,8 +36,9 @@ pub fn explain(
 ) -> crate::Result {
     let policy = Policy::read(path)?;
     let hierarchy = &policy.hierarchy;
-    let wrong =
-        |text: &str, expected: &str, why: String| format!("{text}: {why}: expected {expected}");
+    let wrong = |text: &str, expected: &str, why: String| {
+        Usage(format!("{text}: {why}: expected {expected}"))
+    };
     // What connects shows its effective ids; limits and the like go by the
     // real one.
     let peer = Facts::parse(peer, hierarchy, Id::Effective)
@@ -60,7 +61,7 @@ pub fn explain(
         cgroup,
         label: label.as_deref(),
     };
-    let explanation = policy.explain(&peer, operation, target)?;
+    let explanation = policy.explain(&peer, operation, target).map_err(Usage)?;
     let text = match json {
         true => format!("{:#}\n", explanation.to_json()),
         false => explanation.to_string(),

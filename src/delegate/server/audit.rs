@@ -173,7 +173,10 @@ pub(crate) struct Record<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) operation: &'static str,
     pub(crate) target: Option<Info>,
+    /// Empty where it was not asked for.
     pub(crate) target_cgroup: &'a str,
+    /// The one thread of it that was meant, if it is not its first.
+    pub(crate) tid: Option<libc::pid_t>,
     /// Each as JSON, or empty.
     pub(crate) asked: &'a str,
     pub(crate) before: &'a str,
@@ -203,7 +206,12 @@ impl Line for Record<'_> {
                 ",\"target\":{{\"pid\":{},\"uid\":{}",
                 target.pid, target.uid
             )?;
-            string(line, "cgroup", self.target_cgroup)?;
+            if let Some(tid) = self.tid {
+                write!(line, ",\"tid\":{tid}")?;
+            }
+            if !self.target_cgroup.is_empty() {
+                string(line, "cgroup", self.target_cgroup)?;
+            }
             line.push('}');
         }
         for (name, json) in [
@@ -265,6 +273,9 @@ impl Line for Record<'_> {
         if let Some(target) = self.target {
             field("VIRT_INTERNAL_TARGET_PID", format_args!("{}", target.pid));
             field("VIRT_INTERNAL_TARGET_UID", format_args!("{}", target.uid));
+            if let Some(tid) = self.tid {
+                field("VIRT_INTERNAL_TARGET_TID", format_args!("{tid}"));
+            }
             field(
                 "VIRT_INTERNAL_TARGET_CGROUP",
                 format_args!("{}", self.target_cgroup),

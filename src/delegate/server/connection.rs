@@ -584,7 +584,7 @@ impl<'a> Job<'a> {
             Ok(operation)
         });
         let target = subject.info();
-        let by_number = subject.is_by_number();
+        let (tid, by_number) = (subject.tid(), subject.is_by_number());
         let (mut rule, mut cgroup) = (None, "");
         let mut held = None;
         let said = match (read, &running) {
@@ -641,6 +641,7 @@ impl<'a> Job<'a> {
             operation: Allowed::NAMES[self.kind.id as usize - 1],
             target,
             target_cgroup: cgroup,
+            tid,
             asked: &texts.asked,
             before: &texts.before,
             after: &texts.after,

@@ -187,7 +187,10 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.remove_file();
+        // Once: there may be another socket by now, with the same inode.
+        if !self.is_closed() {
+            self.remove_file();
+        }
     }
 }
 

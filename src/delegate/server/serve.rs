@@ -148,24 +148,21 @@ impl<'m> Subject<'m> {
         next.ok_or(Unfit::Malformed(Malformed(what)))
     }
 
-    fn next_pidfd(&mut self, missing: &'static str) -> Read<(Fd, Info)> {
+    fn next_pidfd(&mut self, missing: &'static str) -> Read<Fd> {
         let fd = self.next_descriptor(missing)?;
         if !pidfd::is_pidfd(fd.get()) {
             return Err(Malformed("what was sent as a process is not a pidfd").into());
         }
-        let info = info_of(&fd)?;
-        Ok((fd, info))
+        Ok(fd)
     }
 
     /// The process that comes first.
     pub(crate) fn process(&mut self) -> Read<Pid> {
-        let (fd, info) = match self.known.take() {
-            Some(fd) => {
-                let info = info_of(&fd)?;
-                (fd, info)
-            }
+        let fd = match self.known.take() {
+            Some(fd) => fd,
             None => self.next_pidfd("a process is missing")?,
         };
+        let info = info_of(&fd, gone)?;
         if info.pid != info.process {
             return Err(Malformed("what was sent as a process is a thread").into());
         }
@@ -185,7 +182,8 @@ impl<'m> Subject<'m> {
         let (tid, fd) = match self.descriptors.len() {
             0 => (self.translate(pid, tid)?, None),
             _ => {
-                let (fd, info) = self.next_pidfd("a thread is missing")?;
+                let fd = self.next_pidfd("a thread is missing")?;
+                let info = info_of(&fd, || thread_gone(tid))?;
                 if info.process != pid.get() {
                     return Err(not_its_thread(tid).into());
                 }
@@ -278,6 +276,11 @@ impl<'m> Subject<'m> {
         self.process.as_ref().map(|(fd, _)| fd.get())
     }
 
+    /// The thread, if it is about one that is not the process's first.
+    pub(crate) fn tid(&self) -> Option<pid_t> {
+        self.thread.as_ref().map(|(task, _)| task.tid())
+    }
+
     /// Whether a thread is known by its number alone.
     pub(crate) fn is_by_number(&self) -> bool {
         self.has_numbers || matches!(self.thread, Some((_, None)))
@@ -292,7 +295,7 @@ impl<'m> Subject<'m> {
     }
 }
 
-fn info_of(pidfd: &Fd) -> Result<Info> {
+fn info_of(pidfd: &Fd, gone: impl FnOnce() -> Error) -> Result<Info> {
     pidfd::info(pidfd.get()).map_err(|errnum| match errnum {
         Errno::ESRCH => gone(),
         _ => Error::failed(errnum, format_args!("cannot tell which process was sent")),
@@ -304,6 +307,10 @@ const NOBODY: pid_t = pid_t::MAX;
 
 fn gone() -> Error {
     Error::no_process(format_args!("the process is no more"))
+}
+
+fn thread_gone(tid: pid_t) -> Error {
+    Error::no_process(format_args!("thread {tid} is no more"))
 }
 
 fn untranslated(tid: pid_t, errnum: Errno) -> Error {
