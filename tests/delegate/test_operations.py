@@ -116,8 +116,11 @@ def an_unprivileged_launcher_has_every_operation_done_on_its_qemu():
             line = stage.main.line(mark, operation)
             expect((line["outcome"], line["rule"]), ("handled", "container"),
                    f"outcome and rule in the audit line of {operation}")
+            thread = {}
+            if operation in ("process-set-affinity", "process-set-scheduler"):
+                thread = {"tid": tids[1]}
             expect(line["target"],
-                   {"pid": qemu, "uid": MACHINE_UID,
+                   {"pid": qemu, "uid": MACHINE_UID, **thread,
                     "cgroup": support.bed.cgroup_path("vm1/qemu")},
                    f"target in the audit line of {operation}")
             peer = line["peer"]
